@@ -1,0 +1,2 @@
+//! Placeholder of the room while its first piece is written.
+#![no_std]
