@@ -1,0 +1,153 @@
+//! Messages between helper and broker: one fixed-size packet each, over a SOCK_SEQPACKET socket.
+//!
+//! The order at the start: helper `Hello` (with the control memfd), broker `Welcome` (with a descriptor of
+//! /dev/userfaultfd where it has one), helper `Userfault` (with the new userfaultfd, on which it has not made the
+//! UFFDIO_API handshake), broker `Ready` (the handshake is made). Then `Segment`s and `Run`s against `Done`s.
+
+/// Bytes of a packet.
+pub const PACKET: usize = 64;
+const WORDS: usize = PACKET / 8;
+
+/// One message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Helper: who I am. Carries the control memfd.
+    Hello {
+        /// Version of the control area.
+        version: u32,
+        /// Process id of the program.
+        member: u32,
+        /// Where the control area is mapped in the program.
+        control: u64,
+        /// Scratch area for plain pages.
+        scratch: u64,
+        /// Scratch area for pages of store mappings.
+        diverged_scratch: u64,
+    },
+    /// Broker: go on. May carry a descriptor of /dev/userfaultfd.
+    Welcome {
+        /// 1 if a descriptor of /dev/userfaultfd comes with it.
+        device: u32,
+    },
+    /// Helper: here is a userfaultfd of this address space, or why there is none.
+    Userfault {
+        /// 0, or the error number.
+        errno: u32,
+    },
+    /// Broker: the descriptor is ready for use.
+    Ready {
+        /// True if MOVE can be used.
+        move_pages: bool,
+        /// True if pages of store mappings can be frozen (MINOR on shmem).
+        minor: bool,
+    },
+    /// Broker: segment `index` has this descriptor and this many pages.
+    Segment {
+        /// Number that plans use.
+        index: u32,
+        /// Size in pages.
+        pages: u32,
+    },
+    /// Broker: segment `index` is not needed any more.
+    Retire {
+        /// Number that plans use.
+        index: u32,
+    },
+    /// Broker: execute the plan.
+    Run,
+    /// Helper: the plan is done.
+    Done {
+        /// Entries that were finished.
+        count: u32,
+    },
+    /// Broker: leave.
+    Leave,
+    /// Helper: a self-test of the collapse oracle, asked for and answered with the same packet.
+    Oracle {
+        /// Asked: 0. Answered: 1 it works, 2 it does not.
+        verdict: u32,
+    },
+}
+
+impl Message {
+    /// The packet for this message.
+    #[must_use]
+    pub fn encode(self) -> [u8; PACKET] {
+        let words: [u64; WORDS] = match self {
+            Self::Hello { version, member, control, scratch, diverged_scratch } => {
+                [1, version.into(), member.into(), control, scratch, diverged_scratch, 0, 0]
+            }
+            Self::Welcome { device } => [2, device.into(), 0, 0, 0, 0, 0, 0],
+            Self::Userfault { errno } => [3, errno.into(), 0, 0, 0, 0, 0, 0],
+            Self::Ready { move_pages, minor } => [4, move_pages.into(), minor.into(), 0, 0, 0, 0, 0],
+            Self::Segment { index, pages } => [5, index.into(), pages.into(), 0, 0, 0, 0, 0],
+            Self::Retire { index } => [6, index.into(), 0, 0, 0, 0, 0, 0],
+            Self::Run => [7, 0, 0, 0, 0, 0, 0, 0],
+            Self::Done { count } => [8, count.into(), 0, 0, 0, 0, 0, 0],
+            Self::Leave => [9, 0, 0, 0, 0, 0, 0, 0],
+            Self::Oracle { verdict } => [10, verdict.into(), 0, 0, 0, 0, 0, 0],
+        };
+        let mut packet = [0; PACKET];
+        let (chunks, _) = packet.as_chunks_mut::<8>();
+        for (chunk, word) in chunks.iter_mut().zip(words) {
+            *chunk = word.to_le_bytes();
+        }
+        packet
+    }
+
+    /// The message in a packet; `None` if it is none.
+    #[must_use]
+    pub fn decode(packet: &[u8]) -> Option<Self> {
+        let (chunks, rest) = packet.as_chunks::<8>();
+        if chunks.len() != WORDS || !rest.is_empty() {
+            return None;
+        }
+        let word = |index: usize| u64::from_le_bytes(chunks[index]);
+        let short = |index: usize| word(index) as u32;
+        Some(match word(0) {
+            1 => Self::Hello {
+                version: short(1),
+                member: short(2),
+                control: word(3),
+                scratch: word(4),
+                diverged_scratch: word(5),
+            },
+            2 => Self::Welcome { device: short(1) },
+            3 => Self::Userfault { errno: short(1) },
+            4 => Self::Ready { move_pages: word(1) == 1, minor: word(2) == 1 },
+            5 => Self::Segment { index: short(1), pages: short(2) },
+            6 => Self::Retire { index: short(1) },
+            7 => Self::Run,
+            8 => Self::Done { count: short(1) },
+            9 => Self::Leave,
+            10 => Self::Oracle { verdict: short(1) },
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_a_packet() {
+        let all = [
+            Message::Hello { version: 1, member: 2, control: 3 << 40, scratch: 4, diverged_scratch: 5 },
+            Message::Welcome { device: 1 },
+            Message::Userfault { errno: 13 },
+            Message::Ready { move_pages: true, minor: false },
+            Message::Segment { index: 7, pages: 256 },
+            Message::Retire { index: 7 },
+            Message::Run,
+            Message::Done { count: 9 },
+            Message::Leave,
+            Message::Oracle { verdict: 2 },
+        ];
+        for message in all {
+            assert_eq!(Message::decode(&message.encode()), Some(message));
+        }
+        assert_eq!(Message::decode(&[0; PACKET]), None);
+        assert_eq!(Message::decode(&[1; 8]), None);
+    }
+}
