@@ -173,7 +173,9 @@ fn visit(folder: &Path) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             visit(&path);
-        } else if path.file_name().is_some_and(|name| name == "libc.so.6" || name == "ld-linux-x86-64.so.2") {
+        } else if path.is_file()
+            && path.file_name().is_some_and(|name| name == "libc.so.6" || name == "ld-linux-x86-64.so.2")
+        {
             let object = sites(&std::fs::read(&path).unwrap()).unwrap();
             println!("{}: {:?}", path.display(), counts(&object));
             for refused in &object.refused {
