@@ -1,1 +1,40 @@
-//! Placeholder of the room while its first piece is written.
+//! Driving the kernel's own KSM.
+//!
+//! `/sys/kernel/mm/ksm` is one set of files for the whole host, so this crate is the only one of pagefold that writes
+//! there, and it writes only under a [`Lease`]: the administrator's values are recorded once, every user of the
+//! settings is a counted holder, and the last holder that goes gives the administrator's values back. A holder that was
+//! killed is found by its [guardian](guard) or by the next use.
+//!
+//! On top of the lease:
+//! - [`Drive`] lets ksmd work for one command and its children, as fast as there is something to merge and no longer;
+//! - [`Layout`] gives the members of a partition one address-space layout, without which equal programs hold few equal
+//!   pages.
+//!
+//! KSM knows one tree of pages for the host. A partition that is driven through it is not separated from others.
+#![forbid(unsafe_code)]
+
+mod drive;
+mod error;
+mod guard;
+mod knob;
+mod ksmd;
+mod layout;
+mod lease;
+mod proc_stat;
+mod state;
+mod sysfs;
+mod tree;
+mod wanted;
+
+pub use drive::{Drive, DriveSettings, Pace, Phase, Progress};
+pub use error::KsmError;
+pub use guard::{Ended, guard};
+pub use knob::{AdvisorMode, Knob, Values};
+pub use ksmd::{Counters, Ksmd};
+pub use layout::{LAYOUT_VARIABLE, Layout, LayoutError, STACK_SOFT_VARIABLE, StackLimit};
+pub use lease::{Change, Foreign, Lease, Refused, Repaired};
+pub use proc_stat::ProcessId;
+pub use state::{Holder, StatePath};
+pub use sysfs::KsmSysfs;
+pub use tree::{Member, Tree, TreeSum};
+pub use wanted::{Advisor, Rate, Wanted};

@@ -1,0 +1,61 @@
+//! What can go wrong in this crate.
+use std::io;
+use std::path::PathBuf;
+
+/// An error of the lease, the drive or the layout.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KsmError {
+    /// The kernel was built without `CONFIG_KSM`, or sysfs is not mounted.
+    #[error("no KSM in this kernel: {} is missing", path.display())]
+    Missing {
+        /// The directory that was looked for.
+        path: PathBuf,
+    },
+    /// The settings can be read but not written: not root, or a read-only sysfs as in most containers.
+    #[error("KSM's settings cannot be written: {}", path.display())]
+    ReadOnly {
+        /// The file that was tried.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A file of KSM's directory could not be read, or its content was not understood.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The lease's state file or its directory could not be used.
+    #[error("cannot use the lease's state {}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state file holds something else than a lease's state; the administrator's values are not known then.
+    #[error("the lease's state {} is damaged: check KSM's settings, then remove it", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        source: serde_json::Error,
+    },
+    /// The directory of the state file may be written by others, who could dictate KSM's settings.
+    #[error("{} belongs to somebody else or is open to others", path.display())]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A process could not be watched.
+    #[error("cannot watch process {pid}")]
+    Watch {
+        /// The process.
+        pid: i32,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}

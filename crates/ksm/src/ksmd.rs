@@ -1,0 +1,105 @@
+//! What the kernel's scanner has done so far.
+use std::fs;
+use std::time::Duration;
+
+use crate::error::KsmError;
+use crate::proc_stat::Stat;
+use crate::sysfs::KsmSysfs;
+
+/// The counters in `/sys/kernel/mm/ksm`, for the whole host, in KSM's own words. Pages unless said otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counters {
+    /// Pages that stand for several.
+    pub pages_shared: u64,
+    /// Mappings of these beyond the first of each.
+    pub pages_sharing: u64,
+    /// Pages that had no equal in this pass.
+    pub pages_unshared: u64,
+    /// Pages that changed, were skipped or were seen for the first time.
+    pub pages_volatile: u64,
+    /// Mappings of the zero page that KSM placed; 0 where the kernel does not count them (before 6.6).
+    pub ksm_zero_pages: u64,
+    /// Pages compared since boot; 0 where the kernel does not count them.
+    pub pages_scanned: u64,
+    /// Passes completed; begins again at 0 when somebody unmerges the host.
+    pub full_scans: u64,
+    /// Bytes saved less the kernel's own records of pages.
+    pub general_profit: i64,
+}
+
+impl Counters {
+    /// Reads them all. Not one instant: ksmd goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`KsmError::Read`].
+    pub fn read(sysfs: &KsmSysfs) -> Result<Self, KsmError> {
+        let count = |name: &str| Ok::<u64, KsmError>(sysfs.number(name)?.map_or(0, i64::unsigned_abs));
+        Ok(Self {
+            pages_shared: count("pages_shared")?,
+            pages_sharing: count("pages_sharing")?,
+            pages_unshared: count("pages_unshared")?,
+            pages_volatile: count("pages_volatile")?,
+            ksm_zero_pages: count("ksm_zero_pages")?,
+            pages_scanned: count("pages_scanned")?,
+            full_scans: count("full_scans")?,
+            general_profit: sysfs.number("general_profit")?.unwrap_or(0),
+        })
+    }
+
+    /// Pages that merging keeps from being there.
+    #[must_use]
+    pub fn pages_saved(&self) -> u64 {
+        self.pages_sharing + self.ksm_zero_pages
+    }
+}
+
+/// Writes to merged pages since boot, each of which made a copy: `cow_ksm` of `/proc/vmstat`. Unmerging counts too.
+#[must_use]
+pub(crate) fn cow_ksm() -> u64 {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("cow_ksm ")?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The kernel thread that scans.
+#[derive(Clone, Copy, Debug)]
+pub struct Ksmd {
+    pid: i32,
+}
+
+/// kthreadd, the parent of every kernel thread.
+const KTHREADD: i32 = 2;
+
+impl Ksmd {
+    /// Looks for it; `None` in a pid namespace that does not show kernel threads.
+    #[must_use]
+    pub fn find() -> Option<Self> {
+        fs::read_dir("/proc").ok()?.find_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            let stat = Stat::read(pid)?;
+            (stat.comm == "ksmd" && stat.parent == KTHREADD).then_some(Self { pid })
+        })
+    }
+
+    /// Its pid.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Processor time it has used since boot.
+    #[must_use]
+    pub fn cpu_time(&self) -> Option<Duration> {
+        cpu_time(self.pid)
+    }
+}
+
+/// Processor time of one thread or single-threaded process: in nanoseconds where the kernel keeps `schedstat`, else in
+/// clock ticks.
+pub(crate) fn cpu_time(pid: i32) -> Option<Duration> {
+    let exact = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok();
+    if let Some(nanoseconds) = exact.as_deref().and_then(|text| text.split(' ').next()?.parse().ok()) {
+        return Some(Duration::from_nanos(nanoseconds));
+    }
+    let ticks = Stat::read(pid)?.cpu_ticks;
+    Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+}

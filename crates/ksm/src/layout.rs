@@ -1,0 +1,151 @@
+//! One address-space layout for the members of a partition.
+//!
+//! Equal programs with different layouts hold different pointers and therefore few equal pages. The shared layout turns
+//! address-space randomisation off (`ADDR_NO_RANDOMIZE`) and puts a random amount of the partition's own in its place:
+//! the kernel leaves a gap under the stack as wide as the soft `RLIMIT_STACK` at exec, so that limit moves `mmap_base`,
+//! and with it libraries, thread stacks and mappings. Executable, heap and stack then lie where they lie on every host.
+//!
+//! glibc takes the same limit, a moment later, as the default size of thread stacks, and `ulimit -s` shows it. See
+//! [`StackLimit`] for what is done about that.
+use std::fs::File;
+use std::io::{self, Read as _};
+
+/// How the address space of a started program is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// As the kernel does it: at random for each process.
+    #[default]
+    Default,
+    /// Without randomness, `mmap_base` moved by the soft stack limit.
+    Shared {
+        /// Soft `RLIMIT_STACK` at exec, bytes.
+        stack_soft: u64,
+    },
+}
+
+/// What becomes of the soft stack limit once the kernel has laid out the address space with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StackLimit {
+    /// The launcher stops the program between the exec and its first instruction and sets the limit back: neither glibc
+    /// nor the program ever sees the other one, and this holds for static programs too. What the program itself
+    /// executes later has the shared layout with the user's own limit, the same on every host: such programs are to be
+    /// started through the launcher, or by an agent that raises the limit again at exec.
+    #[default]
+    PutBack,
+    /// It stays, for the program and all that it executes: every one has the partition's own `mmap_base`, `ulimit -s`
+    /// shows the amount, and glibc reserves that much address space (no memory) for each thread's stack.
+    Kept,
+}
+
+/// The environment variable that tells an agent the user's own soft limit, in bytes or `unlimited`.
+pub const STACK_SOFT_VARIABLE: &str = "PAGEFOLD_STACK_SOFT";
+
+/// Below this the kernel's gap does not shrink (`SZ_128M` in `arch/x86/mm/mmap.c`), so smaller limits move nothing.
+const SMALLEST_GAP: u64 = 128 << 20;
+/// Width of the random part. Small enough that a thread stack of that size is harmless where it must stay.
+const RANGE: u64 = 1 << 30;
+/// What stands for an unlimited stack: room for any real one, far below the five sixths of the address space at which
+/// the kernel caps the gap.
+const UNLIMITED: u64 = 64 << 30;
+
+/// A shared layout could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LayoutError {
+    /// A hard `RLIMIT_STACK` below the smallest gap leaves no room to move anything.
+    #[error(
+        "the hard stack limit of {hard} bytes leaves no room for a layout of the partition's own ({SMALLEST_GAP} bytes)"
+    )]
+    HardLimit {
+        /// The limit in bytes.
+        hard: u64,
+    },
+    /// No random numbers.
+    #[error("cannot read /dev/urandom")]
+    Random(#[source] io::Error),
+}
+
+impl Layout {
+    /// Draws a layout for a partition, for a caller with this soft and hard `RLIMIT_STACK` (`None` = unlimited).
+    ///
+    /// The gap is never narrower than the user's own limit asks for: a program that may use 16 GiB of stack still can.
+    ///
+    /// # Errors
+    /// [`LayoutError`].
+    pub fn draw(soft: Option<u64>, hard: Option<u64>) -> Result<Self, LayoutError> {
+        let mut random = [0; 8];
+        File::open("/dev/urandom")
+            .and_then(|mut source| source.read_exact(&mut random))
+            .map_err(LayoutError::Random)?;
+        Self::from_random(soft, hard, u64::from_ne_bytes(random))
+    }
+
+    fn from_random(soft: Option<u64>, hard: Option<u64>, random: u64) -> Result<Self, LayoutError> {
+        let page = u64::try_from(rustix::param::page_size()).expect("a page size fits u64");
+        let least = soft.unwrap_or(UNLIMITED).max(SMALLEST_GAP).next_multiple_of(page);
+        let most = hard.unwrap_or(u64::MAX).min(least - SMALLEST_GAP + RANGE);
+        let Some(steps) = most.checked_sub(least).map(|room| room / page).filter(|&steps| steps > 0) else {
+            return Err(LayoutError::HardLimit { hard: hard.unwrap_or(u64::MAX) });
+        };
+        Ok(Self::Shared { stack_soft: least + random % (steps + 1) * page })
+    }
+
+    /// The layout of this process's partition, for programs that are started by a member: the soft limit that a
+    /// launcher above left in the environment variable `PAGEFOLD_LAYOUT_STACK`.
+    #[must_use]
+    pub fn inherited() -> Option<Self> {
+        let stack_soft = std::env::var(LAYOUT_VARIABLE).ok()?.parse().ok()?;
+        Some(Self::Shared { stack_soft })
+    }
+
+    /// The variables that a started program is to find in its environment.
+    #[must_use]
+    pub fn environment(&self, user_soft: Option<u64>) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Default => Vec::new(),
+            Self::Shared { stack_soft } => vec![
+                (STACK_SOFT_VARIABLE, user_soft.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string())),
+                (LAYOUT_VARIABLE, stack_soft.to_string()),
+            ],
+        }
+    }
+}
+
+/// See [`Layout::inherited`].
+pub const LAYOUT_VARIABLE: &str = "PAGEFOLD_LAYOUT_STACK";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn amount(soft: Option<u64>, hard: Option<u64>, random: u64) -> u64 {
+        match Layout::from_random(soft, hard, random).unwrap() {
+            Layout::Shared { stack_soft } => stack_soft,
+            Layout::Default => panic!("not drawn"),
+        }
+    }
+
+    #[test]
+    fn the_amount_stays_between_the_gap_and_a_gibibyte_in_page_steps() {
+        let page = rustix::param::page_size() as u64;
+        for random in [0, 1, 12_345, u64::MAX / 3, u64::MAX] {
+            let drawn = amount(Some(8 * MIB), None, random);
+            assert!((128 * MIB..=1024 * MIB).contains(&drawn), "{drawn}");
+            assert_eq!(drawn % page, 0);
+            assert!(amount(Some(8 * MIB), Some(256 * MIB), random) <= 256 * MIB);
+            // A wider stack keeps its room.
+            assert!(amount(Some(2048 * MIB), None, random) >= 2048 * MIB);
+            assert!(amount(None, None, random) >= 64 << 30);
+        }
+        assert_ne!(amount(Some(8 * MIB), None, 1), amount(Some(8 * MIB), None, 2));
+        assert_eq!(amount(Some(8 * MIB), None, 229_376), 1024 * MIB);
+    }
+
+    #[test]
+    fn a_low_hard_limit_is_said() {
+        assert!(matches!(Layout::from_random(Some(8 * MIB), Some(8 * MIB), 0), Err(LayoutError::HardLimit { .. })));
+    }
+}

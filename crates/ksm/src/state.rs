@@ -1,0 +1,218 @@
+//! The lease's state: one file for the host, changed only under a lock.
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::KsmError;
+use crate::knob::{Knob, Values};
+use crate::proc_stat::ProcessId;
+use crate::wanted::Wanted;
+
+/// Where the state file is. Every user of one kernel's KSM must use the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatePath(PathBuf);
+
+impl StatePath {
+    /// `/run/pagefold/ksm-lease.json` for root; for a user who was given write access to KSM's files, the same below
+    /// `XDG_RUNTIME_DIR`.
+    #[must_use]
+    pub fn for_this_user() -> Self {
+        let run = if rustix::process::geteuid().is_root() {
+            PathBuf::from("/run")
+        } else {
+            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+        };
+        Self(run.join("pagefold").join("ksm-lease.json"))
+    }
+
+    /// Another place. Its directory is made with mode 0700 if it is missing.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+
+    fn error(&self, source: io::Error) -> KsmError {
+        KsmError::State { path: self.0.clone(), source }
+    }
+}
+
+/// One holder of the lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The process that acquired.
+    #[serde(flatten)]
+    pub process: ProcessId,
+    /// Which of the process's leases.
+    pub serial: u64,
+    /// Inode of its pid namespace: from another one nobody can tell whether the holder lives.
+    pub pid_namespace: u64,
+    /// Its command name, for people.
+    pub command: String,
+    /// What it asks for.
+    pub wanted: Wanted,
+}
+
+impl Holder {
+    pub(crate) fn current(serial: u64, wanted: Wanted) -> Self {
+        let command =
+            fs::read_to_string("/proc/self/comm").map_or_else(|_| String::from("?"), |name| name.trim().to_owned());
+        Self { process: ProcessId::current(), serial, pid_namespace: pid_namespace(), command, wanted }
+    }
+
+    /// Dead beyond doubt. A holder that only another pid namespace can see is left alone.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.pid_namespace == pid_namespace() && !self.process.is_alive()
+    }
+
+    pub(crate) fn is(&self, process: ProcessId, serial: u64) -> bool {
+        self.process == process && self.serial == serial && self.pid_namespace == pid_namespace()
+    }
+}
+
+fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |link| link.ino())
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned())
+}
+
+/// What is known about the settings while somebody holds them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct State {
+    /// The kernel starts with its own values, so a record of another boot says nothing.
+    boot_id: String,
+    /// Values found when the first holder came. Empty when nothing is leased.
+    pub(crate) administrator: Values,
+    /// Values that we wrote and that differ from the administrator's.
+    pub(crate) written: Values,
+    /// Values that are about to be written: noted before, so that a kill between two writes leaves no doubt whose value
+    /// is found afterwards.
+    pub(crate) pending: Values,
+    /// Knobs that somebody else wrote meanwhile; they are the administrator's until the last holder goes.
+    pub(crate) given_up: Vec<Knob>,
+    /// Who holds.
+    pub(crate) holders: Vec<Holder>,
+}
+
+impl State {
+    /// Nothing is held and nothing is owed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.holders.is_empty() && self.written.is_empty() && self.pending.is_empty()
+    }
+}
+
+/// The state under its lock.
+pub(crate) struct Locked {
+    /// Holds the lock until it is closed.
+    _lock: File,
+    path: StatePath,
+}
+
+impl Locked {
+    /// Waits for the lock; holders keep it for the few writes of a change, which may wait for ksmd's current batch.
+    pub(crate) fn new(path: &StatePath) -> Result<Self, KsmError> {
+        let directory = path.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| path.error(e))?;
+        // symlink_metadata: a link planted in a shared directory must not lead elsewhere.
+        let found = fs::symlink_metadata(directory).map_err(|e| path.error(e))?;
+        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err(KsmError::Unsafe { path: directory.to_owned() });
+        }
+        // The state file is replaced as a whole, so the lock lies on a neighbour that stays.
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path.0.with_extension("lock"))
+            .map_err(|e| path.error(e))?;
+        lock.lock().map_err(|e| path.error(e))?;
+        Ok(Self { _lock: lock, path: path.clone() })
+    }
+
+    pub(crate) fn load(&self) -> Result<State, KsmError> {
+        let fresh = || State { boot_id: boot_id(), ..State::default() };
+        let text = match fs::read(&self.path.0) {
+            Ok(text) => text,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(fresh()),
+            Err(source) => return Err(self.path.error(source)),
+        };
+        let state: State =
+            serde_json::from_slice(&text).map_err(|source| KsmError::Damaged { path: self.path.0.clone(), source })?;
+        Ok(if state.boot_id == boot_id() { state } else { fresh() })
+    }
+
+    /// Replaces the file, so that a reader or a kill at any moment finds the old or the new state.
+    pub(crate) fn store(&self, state: &State) -> Result<(), KsmError> {
+        if state.is_over() {
+            return match fs::remove_file(&self.path.0) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.path.error(error)),
+                _ => Ok(()),
+            };
+        }
+        let text =
+            serde_json::to_vec_pretty(state).expect("numbers, strings and maps with string keys always serialise");
+        let new = self.path.0.with_extension("new");
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&text)?;
+            fs::rename(&new, &self.path.0)
+        };
+        write().map_err(|e| self.path.error(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_directory_is_private_and_an_open_one_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = StatePath::at(temp.path().join("a/b/lease.json"));
+        drop(Locked::new(&path).unwrap());
+        assert_eq!(fs::metadata(temp.path().join("a/b")).unwrap().mode() & 0o777, 0o700);
+        fs::set_permissions(temp.path().join("a/b"), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(Locked::new(&path), Err(KsmError::Unsafe { .. })));
+    }
+
+    #[test]
+    fn a_state_of_another_boot_is_forgotten_and_a_damaged_one_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = StatePath::at(temp.path().join("lease.json"));
+        let locked = Locked::new(&path).unwrap();
+        let mut state = locked.load().unwrap();
+        state.administrator.set(Knob::Run, 0);
+        state.written.set(Knob::Run, 1);
+        state.holders.push(Holder::current(3, Wanted::default()));
+        locked.store(&state).unwrap();
+        assert_eq!(locked.load().unwrap(), state);
+        locked.store(&State { boot_id: "another".into(), ..state }).unwrap();
+        assert!(locked.load().unwrap().holders.is_empty());
+        fs::write(path.as_path(), "{\"holders\": 3").unwrap();
+        assert!(matches!(locked.load(), Err(KsmError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_reused_pid_is_a_dead_holder_but_one_of_another_namespace_is_not_judged() {
+        let mut holder = Holder::current(0, Wanted::default());
+        assert!(!holder.is_dead());
+        holder.process.start_time += 1;
+        assert!(holder.is_dead());
+        holder.pid_namespace += 1;
+        assert!(!holder.is_dead());
+    }
+}
