@@ -1,0 +1,24 @@
+//! The few raw calls that rustix has no wrapper for, reduced to `io::Result`.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Turns -1 into the thread's errno.
+pub(crate) fn check(result: i64) -> io::Result<i64> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// ioctl(2) with a structure that the kernel reads and writes.
+///
+/// # Safety
+/// `number` must be an ioctl of `fd`'s kind whose argument is a `T`, and every address inside `*argument` that the
+/// kernel will write to must be valid for that.
+pub(crate) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, number: u32, argument: &mut T) -> io::Result<i64> {
+    // SAFETY: the caller vouches that `number` takes a `T`; the reference is valid for reads and writes.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), number.into(), std::ptr::from_mut(argument)) }.into())
+}
+
+/// The errno of an error that came from the kernel, 0 if it has none.
+pub(crate) fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
+}
