@@ -1,1 +1,45 @@
-//! Placeholder of the room while its first piece is written.
+//! Pure page logic: no input or output, no clocks, no unsafe code.
+//!
+//! - [`Secret`] and [`Fingerprint`]: 128 bits that select a page's content, keyed for each partition.
+//! - [`PageClass`]: zero pages and pages that repeat one word need no fingerprint.
+//! - [`CandidateIndex`]: eight to ten bytes for a page seen once, until a second page with its content turns up.
+//! - [`Ages`]: one byte a page that says how long it has been unwritten and whether it is worth a look.
+//! - [`plan`]: batches and runs out of matches, under a budget of mappings.
+//! - [`profit`]: what merging saves after its own bookkeeping, the kernel's formula and ours.
+//! - [`Histogram`]: durations in logarithmic buckets.
+//!
+//! ```
+//! use pagefold_page::{CandidateIndex, PageClass, PageNumber, PageRange, Secret, Sighting, Spans};
+//!
+//! let secret = Secret::new([7; Secret::BYTES]); // random in earnest
+//! let mut spans = Spans::new();
+//! let mut index = CandidateIndex::new(1 << 20);
+//!
+//! let first = spans.add(1, PageRange::new(PageNumber(0x400), PageNumber(0x500))).unwrap();
+//! let content: Vec<u8> = (0..4096_u32).map(|i| (i * i >> 4) as u8).collect();
+//! assert_eq!(PageClass::of(&content), PageClass::Data);
+//! let fingerprint = secret.fingerprint(&content);
+//!
+//! assert_eq!(index.observe(fingerprint, first), Sighting::First);
+//! assert_eq!(index.observe(fingerprint, first.offset(3)), Sighting::Candidate(first));
+//! assert_eq!(spans.locate(first).unwrap().page, PageNumber(0x400));
+//! ```
+#![forbid(unsafe_code)]
+
+mod address;
+mod ages;
+mod class;
+mod fingerprint;
+mod histogram;
+mod index;
+mod place;
+pub mod plan;
+pub mod profit;
+
+pub use address::{PageNumber, PageRange};
+pub use ages::{AgeCounts, AgePolicy, Ages, Kind, PageAge};
+pub use class::{PageClass, is_zero};
+pub use fingerprint::{Fingerprint, Secret};
+pub use histogram::{Bucket, Histogram};
+pub use index::{CandidateIndex, IndexCounts, Location, PageId, Sighting, Spans};
+pub use place::{Place, SegmentId};
