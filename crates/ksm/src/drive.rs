@@ -2,12 +2,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use kernel::ksm_sysfs::KsmSysfs;
+
 use crate::error::KsmError;
 use crate::ksmd::{Counters, Ksmd, cow_ksm};
 use crate::lease::{Lease, Repaired};
 use crate::proc_stat::ProcessId;
 use crate::state::StatePath;
-use crate::sysfs::KsmSysfs;
 use crate::tree::{Member, Tree, TreeSum};
 use crate::wanted::{Rate, Wanted};
 

@@ -21,13 +21,8 @@ pub enum KsmError {
         source: io::Error,
     },
     /// A file of KSM's directory could not be read, or its content was not understood.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel answered.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Sysfs(#[from] kernel::ksm_sysfs::KsmError),
     /// The lease's state file or its directory could not be used.
     #[error("cannot use the lease's state {}", path.display())]
     State {

@@ -1,6 +1,7 @@
 //! The guardian's work on the lease.
 use std::os::fd::OwnedFd;
 
+use kernel::ksm_sysfs::KsmSysfs;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -9,7 +10,6 @@ use crate::error::KsmError;
 use crate::lease::{Lease, Repaired};
 use crate::proc_stat::ProcessId;
 use crate::state::StatePath;
-use crate::sysfs::KsmSysfs;
 
 /// One holder that ended, with what its lease needed.
 #[derive(Debug)]

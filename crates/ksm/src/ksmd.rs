@@ -2,9 +2,11 @@
 use std::fs;
 use std::time::Duration;
 
+use kernel::Pid;
+use kernel::ksm_sysfs::KsmSysfs;
+
 use crate::error::KsmError;
 use crate::proc_stat::Stat;
-use crate::sysfs::KsmSysfs;
 
 /// The counters in `/sys/kernel/mm/ksm`, for the whole host, in KSM's own words. Pages unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -31,18 +33,18 @@ impl Counters {
     /// Reads them all. Not one instant: ksmd goes on meanwhile.
     ///
     /// # Errors
-    /// [`KsmError::Read`].
+    /// [`KsmError::Sysfs`].
     pub fn read(sysfs: &KsmSysfs) -> Result<Self, KsmError> {
-        let count = |name: &str| Ok::<u64, KsmError>(sysfs.number(name)?.map_or(0, i64::unsigned_abs));
+        let found = sysfs.counters()?;
         Ok(Self {
-            pages_shared: count("pages_shared")?,
-            pages_sharing: count("pages_sharing")?,
-            pages_unshared: count("pages_unshared")?,
-            pages_volatile: count("pages_volatile")?,
-            ksm_zero_pages: count("ksm_zero_pages")?,
-            pages_scanned: count("pages_scanned")?,
-            full_scans: count("full_scans")?,
-            general_profit: sysfs.number("general_profit")?.unwrap_or(0),
+            pages_shared: found.pages_shared.unwrap_or(0),
+            pages_sharing: found.pages_sharing.unwrap_or(0),
+            pages_unshared: found.pages_unshared.unwrap_or(0),
+            pages_volatile: found.pages_volatile.unwrap_or(0),
+            ksm_zero_pages: found.ksm_zero_pages.unwrap_or(0),
+            pages_scanned: found.pages_scanned.unwrap_or(0),
+            full_scans: found.full_scans.unwrap_or(0),
+            general_profit: found.general_profit.unwrap_or(0),
         })
     }
 
@@ -89,17 +91,6 @@ impl Ksmd {
     /// Processor time it has used since boot.
     #[must_use]
     pub fn cpu_time(&self) -> Option<Duration> {
-        cpu_time(self.pid)
+        kernel::sched::process_cpu_time(Pid(self.pid)).ok()
     }
-}
-
-/// Processor time of one thread or single-threaded process: in nanoseconds where the kernel keeps `schedstat`, else in
-/// clock ticks.
-pub(crate) fn cpu_time(pid: i32) -> Option<Duration> {
-    let exact = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok();
-    if let Some(nanoseconds) = exact.as_deref().and_then(|text| text.split(' ').next()?.parse().ok()) {
-        return Some(Duration::from_nanos(nanoseconds));
-    }
-    let ticks = Stat::read(pid)?.cpu_ticks;
-    Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }

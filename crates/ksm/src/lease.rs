@@ -1,13 +1,14 @@
 //! The lease on KSM's settings.
 use std::fmt;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use kernel::ksm_sysfs::KsmSysfs;
 
 use crate::error::KsmError;
 use crate::knob::{AdvisorMode, Knob, Values, write_order};
 use crate::proc_stat::ProcessId;
 use crate::state::{Holder, Locked, State, StatePath};
-use crate::sysfs::KsmSysfs;
+use crate::sysfs;
 use crate::wanted::{Wanted, combine};
 
 /// A right to have KSM's settings changed. Dropping it gives it back, and with the last one the administrator's values.
@@ -51,7 +52,7 @@ pub struct Refused {
     /// What was to be written.
     pub wanted: u64,
     /// What the kernel answered.
-    pub error: io::Error,
+    pub error: kernel::ksm_sysfs::KsmError,
 }
 
 /// What a look at the lease put right.
@@ -65,6 +66,12 @@ pub struct Repaired {
     pub foreign: Vec<Foreign>,
     /// Settings that the kernel refused.
     pub refused: Vec<Refused>,
+}
+
+impl Refused {
+    fn cause(&self) -> String {
+        std::error::Error::source(&self.error).map_or_else(|| self.error.to_string(), ToString::to_string)
+    }
 }
 
 impl Repaired {
@@ -91,7 +98,7 @@ impl fmt::Display for Repaired {
             parts.push(format!("{} left at {}: written by somebody else", foreign.knob, foreign.found));
         }
         for refused in &self.refused {
-            parts.push(format!("{} cannot be {} now: {}", refused.knob, refused.wanted, refused.error));
+            parts.push(format!("{} cannot be {} now: {}", refused.knob, refused.wanted, refused.cause()));
         }
         f.write_str(&parts.join("; "))
     }
@@ -114,7 +121,7 @@ impl Lease {
     /// # Errors
     /// As [`Lease::acquire`].
     pub fn acquire_at(path: &StatePath, sysfs: &KsmSysfs, wanted: Wanted) -> Result<(Self, Repaired), KsmError> {
-        sysfs.check_writable()?;
+        sysfs::check_writable(sysfs)?;
         let serial = NEXT_SERIAL.fetch_add(1, Ordering::Relaxed);
         let holder = Holder::current(serial, wanted);
         let process = holder.process;
@@ -211,7 +218,7 @@ fn change(path: &StatePath, sysfs: &KsmSysfs, edit: impl FnOnce(&mut State)) -> 
         }
         !dead
     });
-    let current = sysfs.values()?;
+    let current = sysfs::values(sysfs)?;
     judge(&mut state, &current, &mut repaired);
     edit(&mut state);
     bring_in_line(&locked, &mut state, sysfs, &mut repaired)?;
@@ -276,7 +283,7 @@ fn bring_in_line(
     for &knob in &state.given_up {
         target.remove(knob);
     }
-    let current = sysfs.values()?;
+    let current = sysfs::values(sysfs)?;
     let mode = target.get(Knob::AdvisorMode).or(current.get(Knob::AdvisorMode));
     let under_advisor = mode == Some(AdvisorMode::ScanTime.into());
     if under_advisor {
@@ -300,7 +307,7 @@ fn bring_in_line(
     // Said before it is done, and said again after.
     locked.store(state)?;
     for (knob, value) in due {
-        match sysfs.set(knob, value) {
+        match sysfs::set(sysfs, knob, value) {
             Ok(()) => {
                 let from = current.get(knob).unwrap_or_default();
                 repaired.changed.push(Change { knob, from, to: value });

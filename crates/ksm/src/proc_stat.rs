@@ -1,4 +1,4 @@
-//! `/proc/PID/stat`: who a process is, whose child, and the time it has used.
+//! `/proc/PID/stat`: who a process is, and whose child.
 use std::fs;
 use std::path::Path;
 
@@ -38,11 +38,10 @@ impl ProcessId {
     }
 }
 
-/// The fields that are needed here; times in clock ticks.
+/// The fields that are needed here.
 pub(crate) struct Stat {
     pub(crate) comm: String,
     pub(crate) parent: i32,
-    pub(crate) cpu_ticks: u64,
     pub(crate) start_time: u64,
     /// Not a zombie. A dead thread-group leader whose threads go on counts as alive.
     pub(crate) alive: bool,
@@ -65,7 +64,6 @@ impl Stat {
         Some(Self {
             comm,
             parent: fields.get(1)?.parse().ok()?,
-            cpu_ticks: number(14)? + number(15)?,
             start_time: number(22)?,
             alive: !matches!(state, "Z" | "X") || number(20)? > 1,
         })
@@ -82,7 +80,7 @@ mod tests {
         let text = "42 (a) b (c) S 7 42 42 0 -1 4194304 100 0 0 0 11 22 0 0 20 0 3 0 98765 1 2 3";
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat.comm, "a) b (c");
-        assert_eq!((stat.parent, stat.cpu_ticks, stat.start_time, stat.alive), (7, 33, 98765, true));
+        assert_eq!((stat.parent, stat.start_time, stat.alive), (7, 98765, true));
     }
 
     #[test]

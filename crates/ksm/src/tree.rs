@@ -2,6 +2,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use kernel::Pid;
+use kernel::ksm_sysfs::ksm_stat;
+
 use crate::proc_stat::{ProcessId, Stat};
 
 /// The processes below one process. If that one is a child subreaper, a daemon that leaves its parent still counts.
@@ -99,18 +102,11 @@ impl Tree {
         let mut sum = TreeSum::default();
         for member in self.members() {
             sum.processes += 1;
-            match fs::read_to_string(format!("/proc/{}/ksm_stat", member.process.pid)) {
-                Ok(text) => {
-                    for line in text.lines() {
-                        let Some((name, value)) = line.split_once(' ') else { continue };
-                        let Ok(value) = value.trim().parse::<u64>() else { continue };
-                        match name {
-                            "ksm_rmap_items" => sum.ksm_rmap_items += value,
-                            "ksm_merging_pages" => sum.ksm_merging_pages += value,
-                            "ksm_zero_pages" => sum.ksm_zero_pages += value,
-                            _ => {}
-                        }
-                    }
+            match ksm_stat(Pid(member.process.pid)) {
+                Ok(stat) => {
+                    sum.ksm_rmap_items += stat.ksm_rmap_items.unwrap_or(0);
+                    sum.ksm_merging_pages += stat.ksm_merging_pages.unwrap_or(0);
+                    sum.ksm_zero_pages += stat.ksm_zero_pages.unwrap_or(0);
                 }
                 Err(_) => sum.unreadable += 1,
             }

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pagefold_ksm::{Drive, DriveSettings, Knob, KsmSysfs, Phase, Rate, StatePath, Tree};
+use pagefold_ksm::{Drive, DriveSettings, Knob, KsmSysfs, Phase, Rate, StatePath, Tree, check_writable};
 
 struct Host {
     _lock: File,
@@ -15,7 +15,7 @@ struct Host {
 
 impl Host {
     fn lock() -> Option<Self> {
-        let Some(sysfs) = KsmSysfs::open().ok().filter(|sysfs| sysfs.check_writable().is_ok()) else {
+        let Some(sysfs) = Some(KsmSysfs::host()).filter(|sysfs| check_writable(sysfs).is_ok()) else {
             println!("skipped: no KSM whose settings can be written (root needed)");
             return None;
         };
@@ -34,7 +34,7 @@ impl Host {
     }
 
     fn values(&self) -> Vec<String> {
-        Knob::ALL.iter().map(|knob| fs::read_to_string(self.sysfs.path().join(knob.file_name())).unwrap()).collect()
+        Knob::ALL.iter().map(|knob| fs::read_to_string(self.sysfs.root().join(knob.file_name())).unwrap()).collect()
     }
 }
 
@@ -60,12 +60,8 @@ for line in sys.stdin:
 
 impl Hoard {
     fn new() -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", HOARD])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            Command::new("python3").args(["-c", HOARD]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (to, from) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
         Self { child, to, from }
     }
@@ -163,7 +159,7 @@ fn flat_out_stays_flat_out() {
     let mut drive = host.start(DriveSettings::flat_out());
     assert!(drive.until_settled(Duration::from_secs(60)).unwrap());
     assert_eq!(drive.phase(), Phase::Boost);
-    let read = |name: &str| fs::read_to_string(host.sysfs.path().join(name)).unwrap().trim().to_owned();
+    let read = |name: &str| fs::read_to_string(host.sysfs.root().join(name)).unwrap().trim().to_owned();
     assert_eq!(read("pages_to_scan"), Rate::FLAT_OUT.pages_to_scan.to_string());
     assert_eq!((read("sleep_millisecs"), read("smart_scan")), ("0".into(), "0".into()));
     assert!(drive.progress().unwrap().tree.ksm_merging_pages >= 2 * 4096);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pagefold_ksm::{Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, guard};
+use pagefold_ksm::{Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard};
 
 const ROOT: &str = "/sys/kernel/mm/ksm";
 
@@ -20,12 +20,9 @@ struct Host {
 
 impl Host {
     fn lock() -> Option<Self> {
-        let Ok(sysfs) = KsmSysfs::open() else {
-            println!("skipped: no KSM in this kernel");
-            return None;
-        };
-        if sysfs.check_writable().is_err() {
-            println!("skipped: KSM's settings cannot be written (root needed)");
+        let sysfs = KsmSysfs::host();
+        if let Err(missing) = check_writable(&sysfs) {
+            println!("skipped: {missing}");
             return None;
         }
         let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
@@ -117,7 +114,7 @@ fn slow() -> Wanted {
 fn child_holder() {
     let Some(path) = std::env::var_os("LEASE_STATE") else { return };
     let path = StatePath::at(PathBuf::from(path));
-    let sysfs = KsmSysfs::open().unwrap();
+    let sysfs = KsmSysfs::host();
     if std::env::var("LEASE_HOW").unwrap() == "churn" {
         println!("holding");
         loop {
@@ -317,6 +314,6 @@ fn a_setting_that_the_kernel_refuses_is_reported() {
     assert_eq!(repaired.refused.len(), usize::from(busy), "{repaired}");
     lease.release().unwrap();
     assert_eq!(host.all(), before);
-    let gone = KsmSysfs::at(&host.temp.path().join("nowhere"));
+    let gone = check_writable(&KsmSysfs::at(host.temp.path().join("nowhere")));
     assert!(matches!(gone, Err(KsmError::Missing { .. })));
 }
