@@ -1,0 +1,85 @@
+//! The shared object that is loaded into programs: by the loader (LD_PRELOAD under `pagefold run`) or by a library
+//! caller (dlopen).
+//!
+//! Loaded by the loader, its constructor runs before every other one (`-z initfirst`), while the process has one
+//! thread, and finds its way in the environment: `PAGEFOLD_AGENT=SOCKET:SITES`, the broker's abstract socket name and
+//! the path of the table of system-call sites. Without the variable it does nothing. Loaded by a library caller, it
+//! waits for [`pagefold_agent_start`].
+
+#![no_std]
+
+mod memory;
+mod preload;
+
+use agent::{Config, Start};
+
+/// Sets the gate up in a running program. `address` is the broker's socket address as in `sun_path`, `sites` the table.
+/// Returns a number of [`agent::Start`].
+///
+/// # Safety
+/// Both pointers must be readable for their lengths.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pagefold_agent_start(
+    address: *const u8,
+    address_len: usize,
+    sites: *const u8,
+    sites_len: usize,
+) -> u32 {
+    // SAFETY: the caller's promise.
+    let (name, sites) =
+        unsafe { (core::slice::from_raw_parts(address, address_len), core::slice::from_raw_parts(sites, sites_len)) };
+    let mut config = Config { address: [0; 108], address_len: address_len.min(108), alone: false };
+    config.address[..config.address_len].copy_from_slice(&name[..config.address_len]);
+    agent::start(&config, sites) as u32
+}
+
+/// Puts a range under management. Returns 0 if that could not be done.
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_agent_adopt(start: u64, end: u64) -> u32 {
+    agent::adopt(start, end).into()
+}
+
+/// Gives a range its own pages back and takes it out of management. Returns 0 if that could not be done.
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_agent_disown(start: u64, end: u64) -> u32 {
+    agent::disown(start, end).into()
+}
+
+/// The reasons why nothing is merged any more (upper half) and the helper's process id (lower half).
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_agent_status() -> u64 {
+    let (stop, helper) = agent::status();
+    u64::from(stop) << 32 | u64::from(helper)
+}
+
+/// pthread_mutexattr_setprotocol, in the program's name space before libc's own: a process that makes mutexes with
+/// priority inheritance must not be merged, since the kernel's operations on them fail on a frozen page. Otherwise as
+/// libc's: the protocol lies in bits 28 and 29 of the attribute's one word.
+///
+/// # Safety
+/// As for the function that it stands for.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_mutexattr_setprotocol(attributes: *mut i32, protocol: i32) -> i32 {
+    const INHERIT: i32 = 1;
+    const PROTECT: i32 = 2;
+    const EINVAL: i32 = 22;
+    const SHIFT: i32 = 28;
+    if !(0..=PROTECT).contains(&protocol) {
+        return EINVAL;
+    }
+    if protocol == INHERIT {
+        agent::uses_priority_inheritance();
+    }
+    // SAFETY: the caller passes an initialised attribute, as libc demands.
+    unsafe { *attributes = *attributes & !(3 << SHIFT) | protocol << SHIFT };
+    0
+}
+
+const _: () = assert!(Start::Ready as u32 == 0);
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing in the agent can panic by intention. In the helper this ends the helper, from which the broker recovers.
+    // SAFETY: raises an illegal instruction.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}

@@ -1,0 +1,43 @@
+//! The constructor.
+
+use agent::Config;
+
+const VARIABLE: &[u8] = b"PAGEFOLD_AGENT=";
+
+#[unsafe(link_section = ".init_array")]
+#[used]
+static CONSTRUCTOR: extern "C" fn(i32, *const *const u8, *const *const u8) = construct;
+
+extern "C" fn construct(_count: i32, _arguments: *const *const u8, environment: *const *const u8) {
+    let Some(value) = variable(environment) else { return };
+    let Some(colon) = value.iter().position(|byte| *byte == b':') else { return };
+    let (name, path) = (&value[..colon], &value[colon + 1..]);
+    let mut config = Config { address: [0; 108], address_len: 0, alone: true };
+    if name.len() + 1 > config.address.len() {
+        return;
+    }
+    // An abstract name begins with a zero byte.
+    config.address[1..=name.len()].copy_from_slice(name);
+    config.address_len = name.len() + 1;
+    agent::start_from_file(&config, path);
+}
+
+/// The value of the variable in the environment that the loader passes, which is the program's initial one.
+fn variable(environment: *const *const u8) -> Option<&'static [u8]> {
+    if environment.is_null() {
+        return None;
+    }
+    for index in 0.. {
+        // SAFETY: the environment is an array of strings that a null pointer ends.
+        let entry = unsafe { *environment.add(index) };
+        if entry.is_null() {
+            break;
+        }
+        // SAFETY: an entry is a string that a zero byte ends.
+        let entry = unsafe { core::ffi::CStr::from_ptr(entry.cast()) }.to_bytes();
+        if let Some(value) = entry.strip_prefix(VARIABLE) {
+            return Some(value);
+        }
+    }
+    None
+}

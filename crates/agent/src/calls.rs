@@ -1,0 +1,460 @@
+//! What the gate does with each call.
+//!
+//! A call that touches no managed range goes to the kernel as it is, without lock and without side effect. One that
+//! does goes in as a reader, signals blocked, under the table's lock, so that a fork in another thread never copies
+//! the memory in one state and the marks in another.
+//!
+//! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
+//! their place (the advice would uncover the store's content), before mremap and WIPEONFORK they get their own copies
+//! back, and the properties that /proc does not show are written down as they change.
+
+use core::sync::atomic::Ordering::SeqCst;
+
+use abi::control::{ask, stop};
+use abi::mark::{Keep, Mark};
+use abi::uapi::UffdioRegister;
+
+use crate::state::STATE;
+use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
+use crate::sys::{advice, errno, nr, page_up, sys};
+use crate::table::{Locked, Piece};
+use crate::{child, mremap, spawn};
+
+/// The registers of a call, in the order in which the stub saves them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    /// Number of the call, then its result.
+    pub rax: u64,
+    /// First argument.
+    pub rdi: u64,
+    /// Second argument.
+    pub rsi: u64,
+    /// Third argument.
+    pub rdx: u64,
+    /// Fourth argument.
+    pub r10: u64,
+    /// Fifth argument.
+    pub r8: u64,
+    /// Sixth argument.
+    pub r9: u64,
+}
+
+impl Registers {
+    /// Makes the call as it was meant.
+    pub(crate) fn raw(&self) -> i64 {
+        // SAFETY: the program's own call with the program's own arguments.
+        unsafe { sys::call6(self.rax, self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9) }
+    }
+}
+
+/// How often un-merging is tried anew when other threads keep merging pages into the range.
+const UNMERGE_TRIES: u32 = 4;
+const USER_END: u64 = 1 << 47;
+const FUTEX: u64 = nr::FUTEX;
+const SHM_REMAP: u64 = 0o40000;
+
+/// Every gated call ends up here.
+pub extern "C" fn dispatch(registers: &mut Registers) {
+    child::notice();
+    registers.rax = handle(registers) as u64;
+}
+
+fn handle(call: &Registers) -> i64 {
+    let given = span(call.rdi, call.rsi);
+    match call.rax {
+        nr::MADVISE => madvise(call, given),
+        nr::MMAP => {
+            if call.r10 & MAP_FIXED == 0 || call.r10 & MAP_FIXED_NOREPLACE != 0 {
+                return call.raw();
+            }
+            replaced(call, given)
+        }
+        nr::MUNMAP | nr::REMAP_FILE_PAGES => replaced(call, given),
+        nr::MPROTECT | nr::PKEY_MPROTECT => {
+            changed(call, given, |keep| keep.with((call.rdx & u64::from(Keep::PROT)) as u8, Keep::PROT))
+        }
+        nr::MLOCK | nr::MLOCK2 | nr::MSEAL => {
+            changed(call, given.map(|(start, end)| (start & !(PAGE - 1), end)), |keep| keep)
+        }
+        nr::MREMAP => mremap::mremap(call),
+        nr::BRK => brk(call),
+        nr::SHMAT => shmat(call),
+        nr::MLOCKALL => {
+            STATE.stop(stop::MLOCKALL);
+            gated(|_| call.raw())
+        }
+        nr::PROCESS_MADVISE => process_madvise(call),
+        nr::IOCTL => register(call),
+        FUTEX => futex(call),
+        _ => call.raw(),
+    }
+}
+
+/// A page-aligned range from a start and a length, as mapping calls take them; `None` if the kernel will refuse it.
+pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
+    let end = start.checked_add(page_up(len))?;
+    (start.is_multiple_of(PAGE) && len != 0 && len < USER_END && end <= USER_END).then_some((start, end))
+}
+
+/// Runs `inside` as a reader of the gate, with the table locked and signals blocked.
+pub(crate) fn gated<R>(inside: impl FnOnce(&Locked<'_>) -> R) -> R {
+    let mask = sys::block_signals();
+    let reader = STATE.enter();
+    let locked = STATE.table.lock();
+    let result = inside(&locked);
+    drop(locked);
+    drop(reader);
+    sys::restore_signals(mask);
+    result
+}
+
+fn touches(range: Option<(u64, u64)>) -> Option<(u64, u64)> {
+    range.filter(|(start, end)| STATE.table.overlaps(*start, *end))
+}
+
+/// A call after which something else, or nothing, is mapped in the range.
+fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
+    let Some((start, end)) = touches(range) else { return call.raw() };
+    gated(|locked| {
+        STATE.layout_changes();
+        let result = call.raw();
+        if !sys::failed(result) {
+            locked.disown(start, end);
+            publish();
+        }
+        result
+    })
+}
+
+/// A call that changes protection or properties of what is there.
+fn changed(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Keep) -> i64 {
+    let Some((start, end)) = touches(range) else { return call.raw() };
+    gated(|_| {
+        STATE.layout_changes();
+        let result = call.raw();
+        if result == 0 {
+            for_merged(start, end, |piece, keep| {
+                STATE.table.set(piece.start, piece.end, Mark::merged(how(keep)));
+            });
+        }
+        result
+    })
+}
+
+/// Calls `each` for every piece of merged pages in a range.
+pub(crate) fn for_merged(start: u64, end: u64, mut each: impl FnMut(Piece, Keep)) {
+    let mut at = start;
+    while let Some(piece) = STATE.table.next_merged(at, end) {
+        if let Some(keep) = piece.mark.keep() {
+            each(piece, keep);
+        }
+        at = piece.end;
+    }
+}
+
+/// Tells the broker what the table holds.
+pub(crate) fn publish() {
+    if let Some(control) = STATE.control() {
+        STATE.table.publish(control);
+    }
+}
+
+fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
+    let advice = call.rdx & 0xffff_ffff;
+    match (advice, range) {
+        (advice::MERGEABLE, Some((start, end))) => {
+            if mergeable(start, end) {
+                0
+            } else {
+                call.raw()
+            }
+        }
+        (advice::UNMERGEABLE, Some((start, end))) => {
+            if !STATE.table.overlaps(start, end) {
+                call.raw()
+            } else if unmergeable(start, end) {
+                0
+            } else {
+                -errno::ENOMEM
+            }
+        }
+        (advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL, _) => {
+            let Some((start, end)) = touches(range) else { return call.raw() };
+            gated(|_| {
+                drop_merged(start, end);
+                call.raw()
+            })
+        }
+        (advice::REMOVE, _) => {
+            let result = call.raw();
+            let merged = touches(range).is_some_and(|(start, end)| STATE.table.next_merged(start, end).is_some());
+            // What a private mapping of a file answers, where anonymous memory says EINVAL.
+            if result == -errno::EACCES && merged { -errno::EINVAL } else { result }
+        }
+        (advice::WIPEONFORK, _) => {
+            let Some((start, end)) = touches(range) else { return call.raw() };
+            if !unmerge(start, end) {
+                return -errno::ENOMEM;
+            }
+            gated(|_| {
+                STATE.layout_changes();
+                call.raw()
+            })
+        }
+        (advice::DONTFORK, _) => changed(call, range, |keep| keep.with(Keep::DONTFORK, 0)),
+        (advice::DOFORK, _) => changed(call, range, |keep| keep.with(0, Keep::DONTFORK)),
+        (advice::DONTDUMP, _) => changed(call, range, |keep| keep.with(Keep::DONTDUMP, 0)),
+        (advice::DODUMP, _) => changed(call, range, |keep| keep.with(0, Keep::DONTDUMP)),
+        _ => call.raw(),
+    }
+}
+
+/// Puts fresh anonymous memory in the place of merged pages: for calls after which their content must be gone.
+pub(crate) fn drop_merged(start: u64, end: u64) {
+    for_merged(start, end, |piece, keep| {
+        if put_anonymous(piece, keep) {
+            STATE.table.set(piece.start, piece.end, Mark::PLAIN);
+            if let Some(control) = STATE.control() {
+                control.counters.dropped.fetch_add((piece.end - piece.start) / PAGE, SeqCst);
+            }
+        } else {
+            STATE.stop(stop::BROKEN);
+        }
+    });
+}
+
+fn put_anonymous(piece: Piece, keep: Keep) -> bool {
+    let len = piece.end - piece.start;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | if keep.has(Keep::NORESERVE) { MAP_NORESERVE } else { 0 };
+    // SAFETY: the program asked for this content to be thrown away, and the pages are managed.
+    if unsafe { sys::mmap(piece.start, len, keep.prot().into(), flags, -1, 0) } == Ok(piece.start) {
+        apply(piece.start, len, keep);
+        return true;
+    }
+    if keep.has(sys::PROT_WRITE as u8) {
+        // No memory for a mapping. The pages stay in the store's mapping, but read as zeros.
+        for word in (piece.start..piece.end).step_by(8) {
+            // SAFETY: writable memory of the program whose content it asked to be thrown away.
+            unsafe { (word as *mut u64).write_volatile(0) };
+        }
+    }
+    false
+}
+
+/// Applies the properties that a new mapping does not have by itself.
+pub(crate) fn apply(start: u64, len: u64, keep: Keep) {
+    for (bit, advice) in [(Keep::DONTFORK, advice::DONTFORK), (Keep::DONTDUMP, advice::DONTDUMP)] {
+        if keep.has(bit) {
+            // SAFETY: a property of a mapping that was just made, as the mapping before it had.
+            unsafe { sys!(nr::MADVISE, start, len, advice) };
+        }
+    }
+}
+
+/// `madvise(MADV_MERGEABLE)`: the program hands a range over.
+pub(crate) fn mergeable(start: u64, end: u64) -> bool {
+    child::notice();
+    if STATE.active.load(SeqCst) == 0 {
+        return false;
+    }
+    let mask = sys::block_signals();
+    let locked = STATE.table.lock();
+    let adopted = spawn::start_helper() && locked.adopt(start, end);
+    if adopted {
+        STATE.layout_changes();
+        publish();
+        ring();
+    }
+    drop(locked);
+    sys::restore_signals(mask);
+    adopted
+}
+
+/// `madvise(MADV_UNMERGEABLE)`: the program takes a range back.
+pub(crate) fn unmergeable(start: u64, end: u64) -> bool {
+    child::notice();
+    for _ in 0..UNMERGE_TRIES {
+        if !unmerge(start, end) {
+            return false;
+        }
+        let done = gated(|locked| {
+            let plain = STATE.table.next_merged(start, end).is_none();
+            if plain {
+                STATE.layout_changes();
+                locked.disown(start, end);
+                publish();
+            }
+            plain
+        });
+        if done {
+            return true;
+        }
+    }
+    false
+}
+
+/// Wakes the helper.
+pub(crate) fn ring() {
+    if let Some(control) = STATE.control() {
+        control.bell.fetch_add(1, SeqCst);
+        sys::futex_wake(&control.bell);
+    }
+}
+
+/// Gives every merged page of a range its own copy back, content kept. The helper does it, with the pages frozen: the
+/// calling thread must hold neither the gate nor the table. `false` if it could not be done, above all because no
+/// helper lives: then the pages stay as they are.
+pub(crate) fn unmerge(start: u64, end: u64) -> bool {
+    if STATE.table.next_merged(start, end).is_none() && STATE.control().is_none() {
+        return true;
+    }
+    let Some(control) = STATE.control() else { return false };
+    let tid = sys::gettid();
+    let alive = || {
+        let helper = control.helper.load(SeqCst);
+        helper != 0 && sys::exists(helper)
+    };
+    if !alive() {
+        return STATE.table.next_merged(start, end).is_none();
+    }
+    loop {
+        match control.ask.owner.compare_exchange(0, tid, SeqCst, SeqCst) {
+            Ok(_) => break,
+            Err(owner) if !sys::exists(owner) => {
+                let _ = control.ask.owner.compare_exchange(owner, 0, SeqCst, SeqCst);
+            }
+            Err(owner) => {
+                sys::futex_wait(&control.ask.owner, owner, 50_000_000);
+            }
+        }
+    }
+    control.ask.start.store(start, SeqCst);
+    control.ask.end.store(end, SeqCst);
+    control.ask.state.store(ask::ASKED, SeqCst);
+    ring();
+    let done = loop {
+        match control.ask.state.load(SeqCst) {
+            ask::DONE => break true,
+            ask::ASKED if alive() => {
+                sys::futex_wait(&control.ask.state, ask::ASKED, 100_000_000);
+            }
+            _ => break false,
+        }
+    };
+    control.ask.state.store(ask::IDLE, SeqCst);
+    control.ask.owner.store(0, SeqCst);
+    sys::futex_wake(&control.ask.owner);
+    done
+}
+
+fn brk(call: &Registers) -> i64 {
+    if call.rdi == 0 || STATE.table.is_empty() {
+        return call.raw();
+    }
+    // SAFETY: asks where the heap ends.
+    let current = unsafe { sys!(nr::BRK, 0) } as u64;
+    let (new_end, old_end) = (page_up(call.rdi), page_up(current));
+    if new_end >= old_end || !STATE.table.overlaps(new_end, old_end) {
+        return call.raw();
+    }
+    gated(|locked| {
+        STATE.layout_changes();
+        let result = call.raw();
+        if result as u64 == call.rdi {
+            locked.disown(new_end, old_end);
+            publish();
+        }
+        result
+    })
+}
+
+fn shmat(call: &Registers) -> i64 {
+    if call.rdx & SHM_REMAP == 0 || call.rsi == 0 || STATE.table.is_empty() {
+        return call.raw();
+    }
+    // struct shmid64_ds: the size stands behind ipc64_perm.
+    let mut segment = [0_u64; 14];
+    // SAFETY: the kernel writes a shmid64_ds of 112 bytes.
+    let known = unsafe { sys!(nr::SHMCTL, call.rdi, 2, segment.as_mut_ptr() as u64) } == 0;
+    let size = if known { segment[6] } else { 0 };
+    replaced(call, span(call.rsi & !(PAGE - 1), size))
+}
+
+fn process_madvise(call: &Registers) -> i64 {
+    const VECTORS: usize = 64;
+    let destructive = matches!(
+        call.r10 & 0xffff_ffff,
+        advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL
+    );
+    if !destructive || STATE.table.is_empty() {
+        return call.raw();
+    }
+    // Only its own memory can be advised in this way (6.13), so every range is the program's.
+    let mut vectors = [0_u8; VECTORS * 16];
+    let count = (call.rdx as usize).min(VECTORS);
+    if !sys::read_own(sys::getpid(), call.rsi, &mut vectors[..count * 16]) {
+        return call.raw();
+    }
+    gated(|_| {
+        let (pairs, _) = vectors[..count * 16].as_chunks::<16>();
+        for pair in pairs {
+            let (start, len) = pair.split_at(8);
+            let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+            if let Some((start, end)) = touches(span(value(start), value(len))) {
+                drop_merged(start, end);
+            }
+        }
+        if call.rdx as usize > VECTORS { -errno::EINVAL } else { call.raw() }
+    })
+}
+
+/// UFFDIO_REGISTER: another user of userfaultfd (postcopy, snapshots) gets the range first, and whole.
+fn register(call: &Registers) -> i64 {
+    const TRIES: u32 = 20;
+    let mut raw = [0_u8; size_of::<UffdioRegister>()];
+    if STATE.table.is_empty() || !sys::read_own(sys::getpid(), call.rdx, &mut raw) {
+        return call.raw();
+    }
+    let word = |at: usize| raw[at..at + 8].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let Some((start, end)) = touches(span(word(0), word(8))) else { return call.raw() };
+    STATE.stop(stop::USERFAULTFD);
+    for _ in 0..TRIES {
+        if unmergeable(start, end) || !STATE.table.overlaps(start, end) {
+            // The broker may have registered the range for tracking a moment ago; asking releases it.
+            let _ = unmerge(start, end);
+            let result = call.raw();
+            if result != -errno::EBUSY {
+                return result;
+            }
+        }
+        sys::sleep_ns(10_000_000);
+    }
+    call.raw()
+}
+
+/// Futex operations that fail on a frozen page, where they come through `syscall()`: their words' pages are excluded.
+fn futex(call: &Registers) -> i64 {
+    const WAKE_OP: u64 = 5;
+    const LOCK_PI: u64 = 6;
+    const LOCK_PI2: u64 = 13;
+    let operation = call.rsi & 0x7f;
+    let risky = operation == WAKE_OP || (LOCK_PI..=LOCK_PI2).contains(&operation) && !(9..=10).contains(&operation);
+    if !risky || STATE.table.is_empty() {
+        return call.raw();
+    }
+    for word in [call.rdi, call.r8] {
+        let page = word & !(PAGE - 1);
+        if STATE.table.overlaps(page, page + 1) {
+            if STATE.table.mark(page).keep().is_some() {
+                let _ = unmerge(page, page + PAGE);
+            }
+            gated(|_| {
+                if STATE.table.mark(page).is_plain() {
+                    STATE.table.set(page, page + PAGE, Mark::EXCLUDED);
+                }
+            });
+        }
+    }
+    call.raw()
+}

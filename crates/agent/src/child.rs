@@ -1,0 +1,47 @@
+//! Which address space is this? A fork copies the agent's memory, but not its helper.
+//!
+//! One page is advised WIPEONFORK: it reads 1 in the address space that the gate was set up for and in everything that
+//! shares it (threads, vfork children), and 0 in every copy. So no agent code needs to run in a child of fork, raw or
+//! not: its first call through the gate finds the page empty and starts afresh, with its own marks and no helper.
+
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use crate::state::STATE;
+use crate::sys::{self, advice, nr, sys};
+
+/// Sets the page up. `false` if the kernel has no WIPEONFORK; then nothing is managed.
+pub(crate) fn set_up() -> bool {
+    let Some(address) = sys::allocate(sys::PAGE) else { return false };
+    // SAFETY: the page was just mapped for this purpose.
+    if unsafe { sys!(nr::MADVISE, address, sys::PAGE, advice::WIPEONFORK) } != 0 {
+        return false;
+    }
+    STATE.sentinel.store(address, SeqCst);
+    word().is_some_and(|word| {
+        word.store(1, SeqCst);
+        true
+    })
+}
+
+fn word() -> Option<&'static AtomicU32> {
+    let address = STATE.sentinel.load(SeqCst);
+    // SAFETY: the page was mapped by `set_up`, is never unmapped and only ever used as this word.
+    (address != 0).then(|| unsafe { &*(address as *const AtomicU32) })
+}
+
+/// To be called at every entry of the gate, before anything of the gate is used.
+pub(crate) fn notice() {
+    let Some(word) = word() else { return };
+    if word.load(SeqCst) == 1 {
+        return;
+    }
+    // A copy. The first thread tidies up, others wait for it.
+    if word.compare_exchange(0, 2, SeqCst, SeqCst).is_ok() {
+        STATE.forget_helper();
+        word.store(1, SeqCst);
+    } else {
+        while word.load(SeqCst) == 2 {
+            sys::yield_now();
+        }
+    }
+}

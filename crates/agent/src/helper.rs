@@ -1,0 +1,336 @@
+//! The helper's life: set up, give up every privilege, execute plans, leave.
+//!
+//! What if, at any step,
+//! * the program is stopped, debugged or frozen? The helper is no thread of it and goes on.
+//! * the program exits or execs? The address space lives as long as the helper; the kernel clears the main thread's
+//!   tid word, the broker sees the process end, either makes the helper leave. On its way out it wakes everybody who
+//!   waits on that word, since a wake-up meant for pthread_join may have come to nobody.
+//! * the program changes its uid? The helper has no privileges left that could outlive that.
+//! * the broker dies? The socket ends; the batch in hand is finished or given back (the reference check has a time
+//!   limit), then the helper leaves. What is merged stays merged.
+//! * the helper itself is killed? The broker and the guardian hold the userfaultfd too: pages stay frozen until they
+//!   are given back, and then the gate is opened. See the broker.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use abi::control::{self, Control, ask, check_mode, plan, plan_flags};
+use abi::mark::Keep;
+use abi::place::{Action, Outcome};
+use abi::wire::Message;
+use abi::{BATCH_MAX, PLAN_MAX};
+use merge::{AddressSpace, Entry, Order, RegisterMode, run_plan};
+
+use crate::filter;
+use crate::link::{self, Link, Received};
+use crate::segments::Segments;
+use crate::space::{SCRATCH, Space};
+use crate::state::STATE;
+use crate::sys::{self, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_NONE, PROT_READ, PROT_WRITE};
+use crate::sys::{advice, failed, nr, sys};
+
+/// How often the helper looks up without being rung.
+const LOOK_UP_NS: u64 = 100_000_000;
+const PR_SET_NAME: u64 = 15;
+const RLIMIT_NOFILE: u64 = 7;
+/// How often a piece is tried that somebody else keeps changing.
+const ASK_TRIES: u32 = 5;
+
+/// What the thread that starts the helper tells it, and hears.
+pub(crate) struct Setup {
+    pub(crate) stack_top: AtomicU64,
+    pub(crate) member: AtomicU32,
+    /// 0 not yet, 1 the control area stands, 2 it failed.
+    pub(crate) ready: AtomicU32,
+}
+
+pub(crate) static SETUP: Setup =
+    Setup { stack_top: AtomicU64::new(0), member: AtomicU32::new(0), ready: AtomicU32::new(0) };
+
+/// Runs until it is time to leave. The caller then ends the process.
+pub(crate) fn main(connect: fn() -> Option<Link>) {
+    // SAFETY: names this process only.
+    unsafe { sys!(nr::PRCTL, PR_SET_NAME, c"pagefold-helper".as_ptr() as u64, 0, 0, 0) };
+    let Some((mut space, link)) = set_up(connect) else {
+        if SETUP.ready.load(SeqCst) == 0 {
+            SETUP.ready.store(2, SeqCst);
+            sys::futex_wake(&SETUP.ready);
+        }
+        leave();
+        return;
+    };
+    serve(&mut space, &link);
+    space.control.helper.store(0, SeqCst);
+    leave();
+}
+
+/// Says that no helper is here any more, and wakes those who may have missed a wake-up through it.
+fn leave() {
+    STATE.helper.store(0, SeqCst);
+    let word = STATE.tid_word.load(SeqCst);
+    if word != 0 {
+        // SAFETY: the kernel looks an address up; nothing is read or written.
+        unsafe { sys!(nr::FUTEX, word, 1, i32::MAX as u64) };
+    }
+    if let Some(control) = STATE.control() {
+        sys::futex_wake(&control.ask.state);
+    }
+}
+
+fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
+    let pid = sys::getpid();
+    let pagemap = link::open(c"/proc/self/pagemap")?;
+    let maps = link::open(c"/proc/self/maps")?;
+    raise_descriptor_limit();
+    let scratch = reserve_scratch()?;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: a free place of the kernel's choice.
+    let diverged_scratch = unsafe { sys::mmap(0, BATCH_MAX as u64 * PAGE, PROT_NONE, flags, -1, 0) }.ok()?;
+    let (control, control_fd) = make_control()?;
+    let link = connect()?;
+    let member = SETUP.member.load(SeqCst);
+    control.member.store(member, SeqCst);
+    control.scratch.store(scratch, SeqCst);
+    control.diverged_scratch.store(diverged_scratch, SeqCst);
+    control.stop.store(STATE.early_stop.load(SeqCst), SeqCst);
+    let address = core::ptr::from_ref(control) as u64;
+    let hello = Message::Hello { version: control::VERSION, member, control: address, scratch, diverged_scratch };
+    if !link.send(hello, Some(control_fd)) {
+        return None;
+    }
+    link::close(control_fd);
+    // From here on the gate uses the control area. Whoever handed the range over is waiting for it.
+    STATE.set_control(address);
+    STATE.helper.store(pid, SeqCst);
+    control.helper.store(pid, SeqCst);
+    SETUP.ready.store(1, SeqCst);
+    sys::futex_wake(&SETUP.ready);
+
+    let Received::Message(Message::Welcome { device }, descriptor) = receive(&link) else { return None };
+    let uffd = userfault(descriptor.filter(|_| device == 1));
+    if let Some(fd) = descriptor {
+        link::close(fd);
+    }
+    match uffd {
+        Ok(fd) => link.send(Message::Userfault { errno: 0 }, Some(fd)),
+        Err(errno) => {
+            link.send(Message::Userfault { errno: errno as u32 }, None);
+            false
+        }
+    }
+    .then_some(())?;
+    let Received::Message(Message::Ready { move_pages, .. }, _) = receive(&link) else { return None };
+    let mut space = Space {
+        control,
+        pid,
+        uffd: uffd.ok()?,
+        pagemap,
+        maps,
+        scratch,
+        diverged_scratch,
+        segments: Segments::new(),
+        check_mode: 0,
+        layout_epoch: 0,
+        thread_epoch: 0,
+        barrier: false,
+    };
+    // The scratch area is where pages are moved to, so it has to be registered like the place they come from.
+    if !move_pages || space.register(scratch, scratch + SCRATCH, RegisterMode::Missing).is_err() {
+        return None;
+    }
+    filter::drop_privileges().then_some((space, link))
+}
+
+fn receive(link: &Link) -> Received {
+    loop {
+        match link.receive(true) {
+            Received::Nothing => {}
+            received => return received,
+        }
+    }
+}
+
+/// A helper holds one descriptor for each segment; its limit is its own.
+fn raise_descriptor_limit() {
+    let mut limit = [0_u64; 2];
+    // SAFETY: the kernel writes the limits of this process.
+    if unsafe { sys!(nr::PRLIMIT64, 0, RLIMIT_NOFILE, 0, limit.as_mut_ptr() as u64) } == 0 {
+        limit[0] = limit[1];
+        // SAFETY: the kernel reads the limits.
+        unsafe { sys!(nr::PRLIMIT64, 0, RLIMIT_NOFILE, limit.as_ptr() as u64, 0) };
+    }
+}
+
+/// A huge page's worth of address space, aligned, with one more page behind it for the barrier.
+fn reserve_scratch() -> Option<u64> {
+    let all = 2 * SCRATCH + PAGE;
+    let start = sys::allocate(all)?;
+    let scratch = start.next_multiple_of(SCRATCH);
+    let end = scratch + SCRATCH + PAGE;
+    // SAFETY: the parts of the agent's own mapping that are not needed; the barrier's page; a property of the rest.
+    unsafe {
+        if scratch > start {
+            sys!(nr::MUNMAP, start, scratch - start);
+        }
+        if start + all > end {
+            sys!(nr::MUNMAP, end, start + all - end);
+        }
+        sys!(nr::MPROTECT, scratch + SCRATCH, PAGE, PROT_NONE);
+        // A child has no helper and nothing to look for in here.
+        sys!(nr::MADVISE, scratch, SCRATCH + PAGE, advice::DONTFORK);
+    }
+    Some(scratch)
+}
+
+fn make_control() -> Option<(&'static Control, i32)> {
+    const MFD_CLOEXEC: u64 = 1;
+    let size = sys::page_up(size_of::<Control>() as u64);
+    // SAFETY: makes a descriptor in the helper's own table.
+    let fd = unsafe { sys!(nr::MEMFD_CREATE, c"pagefold-control".as_ptr() as u64, MFD_CLOEXEC) };
+    if failed(fd) {
+        return None;
+    }
+    // SAFETY: sizes the file just made.
+    if unsafe { sys!(nr::FTRUNCATE, fd as u64, size) } != 0 {
+        return None;
+    }
+    // SAFETY: a free place of the kernel's choice.
+    let address = unsafe { sys::mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd as i32, 0) }.ok()?;
+    // SAFETY: a property of the mapping just made: a child's gate must not move this one's slots.
+    unsafe { sys!(nr::MADVISE, address, size, advice::DONTFORK) };
+    // SAFETY: a fresh file of the right size, zero-filled, never unmapped; the structure holds only atomics.
+    let control = unsafe { &*(address as *const Control) };
+    control.magic.store(control::MAGIC, SeqCst);
+    control.version.store(control::VERSION, SeqCst);
+    Some((control, fd as i32))
+}
+
+/// A userfaultfd of this address space: from the broker's device, or by the system call.
+fn userfault(device: Option<i32>) -> Result<i32, i64> {
+    const O_NONBLOCK: u64 = 0o4000;
+    let flags = sys::O_CLOEXEC | O_NONBLOCK;
+    let request = u64::from(abi::uapi::USERFAULTFD_IOC_NEW);
+    let fd = match device {
+        // SAFETY: makes a descriptor in the helper's own table.
+        Some(device) => unsafe { sys!(nr::IOCTL, device as u64, request, flags) },
+        // SAFETY: as above.
+        None => unsafe { sys!(nr::USERFAULTFD, flags) },
+    };
+    if failed(fd) { Err(-fd) } else { Ok(fd as i32) }
+}
+
+fn serve(space: &mut Space, link: &Link) {
+    let control = space.control;
+    loop {
+        let bell = control.bell.load(SeqCst);
+        if control.ask.state.load(SeqCst) == ask::ASKED {
+            let done = give_back(space);
+            control.ask.state.store(if done { ask::DONE } else { ask::FAILED }, SeqCst);
+            sys::futex_wake(&control.ask.state);
+        }
+        loop {
+            match link.receive(false) {
+                Received::Nothing => break,
+                Received::Gone | Received::Message(Message::Leave, _) => return,
+                Received::Message(Message::Segment { index, pages }, Some(fd)) => space.segments.add(index, pages, fd),
+                Received::Message(Message::Retire { index }, _) => space.segments.retire(index),
+                Received::Message(Message::Run, _) => {
+                    let count = execute(space);
+                    control.counters.helper_cpu_ns.store(sys::cpu_time(), SeqCst);
+                    if !link.send(Message::Done { count }, None) {
+                        return;
+                    }
+                }
+                Received::Message(_, descriptor) => {
+                    if let Some(fd) = descriptor {
+                        link::close(fd);
+                    }
+                }
+            }
+        }
+        if member_left(space) {
+            return;
+        }
+        sys::futex_wait(&control.bell, bell, LOOK_UP_NS);
+    }
+}
+
+/// True once the kernel has cleared the main thread's tid word: it ended, or the program execed.
+fn member_left(space: &Space) -> bool {
+    let word = STATE.tid_word.load(SeqCst);
+    let mut tid = [0_u8; 4];
+    word != 0 && sys::read_own(space.pid, word, &mut tid) && tid == [0; 4]
+}
+
+/// Executes the broker's plan. Returns how many entries were finished.
+fn execute(space: &mut Space) -> u32 {
+    let control = space.control;
+    let order = &control.plan;
+    if order.state.load(SeqCst) != plan::READY {
+        return 0;
+    }
+    let count = (order.count.load(SeqCst) as usize).min(PLAN_MAX);
+    let flags = order.flags.load(SeqCst);
+    space.check_mode = order.check.load(SeqCst);
+    space.layout_epoch = order.layout_epoch.load(SeqCst);
+    space.thread_epoch = order.thread_epoch.load(SeqCst);
+    let settings = Order {
+        keep: Keep::from_bits(order.keep.load(SeqCst) as u8),
+        range_start: order.range_start.load(SeqCst),
+        range_end: order.range_end.load(SeqCst),
+        track: flags & plan_flags::TRACK != 0,
+        forked: flags & plan_flags::FORKED != 0,
+        exact_check: space.check_mode == check_mode::BPF,
+        vouched: space.check_mode == check_mode::VOUCH,
+    };
+    let entry = |index: usize| {
+        let action = Action::decode(order.action.get(index)?.load(SeqCst))?;
+        Some(Entry { address: order.address.get(index)?.load(SeqCst), action })
+    };
+    let mut done = 0;
+    let report = |index: usize, outcome: Outcome| {
+        if let Some(slot) = order.outcome.get(index) {
+            slot.store(outcome as u32, SeqCst);
+        }
+        done += 1;
+        order.done.store(done, SeqCst);
+    };
+    // A thread of the program that waits for its memory, or wants it back for good, goes first.
+    let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED;
+    run_plan(space, &settings, entry, count, report, carry_on);
+    order.state.store(plan::DONE, SeqCst);
+    done
+}
+
+/// Gives a range its own copies back, for a thread of the program, and releases it from the userfaultfd.
+fn give_back(space: &mut Space) -> bool {
+    let control = space.control;
+    let (start, end) = (control.ask.start.load(SeqCst), control.ask.end.load(SeqCst));
+    space.check_mode = check_mode::BPF;
+    for _ in 0..ASK_TRIES {
+        let mut at = start;
+        while let Some(piece) = STATE.table.next_merged(at, end) {
+            at = piece.end;
+            space.layout_epoch = control.layout_epoch.load(SeqCst);
+            space.thread_epoch = control.thread_epoch.load(SeqCst);
+            let settings = Order {
+                keep: piece.mark.keep().unwrap_or_default(),
+                range_start: piece.start,
+                range_end: piece.end,
+                track: false,
+                forked: false,
+                exact_check: true,
+                vouched: false,
+            };
+            let entry =
+                |index: usize| Some(Entry { address: piece.start + index as u64 * PAGE, action: Action::Unmerge });
+            let pages = ((piece.end - piece.start) / PAGE) as usize;
+            run_plan(space, &settings, entry, pages, |_, _| {}, || true);
+        }
+        if STATE.table.next_merged(start, end).is_none() {
+            space.unregister(start, end);
+            return true;
+        }
+        space.pause();
+    }
+    false
+}

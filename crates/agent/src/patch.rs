@@ -1,0 +1,238 @@
+//! Turning system-call sites into jumps to the gate.
+//!
+//! A site is `mov eax, NUMBER; syscall` (5 + 2 bytes) or, in `syscall()`, `mov r9, [rsp+8]; syscall`. Only its first
+//! five bytes become a jump; the `syscall` behind them stays, so that a thread that stands between the two instructions
+//! at this moment makes its call and goes on. Control comes back behind the site.
+//!
+//! While the program is alone in its process (the loader runs the agent's constructor before anything else) the bytes
+//! are changed in place. In a running program each page of code is copied, changed and put in place whole by mremap, so
+//! that no thread ever sees half an instruction or a page that is not there.
+
+use crate::elf::{ANY, Site, for_each_mapping, known};
+use crate::state::Start;
+use crate::stubs;
+use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE};
+use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
+
+/// Room for the trampolines of one object.
+const TRAMPOLINES: u64 = 2 * PAGE;
+const OBJECTS_MAX: usize = 4;
+const SITES_MAX: usize = 96;
+const UFFDIO_REGISTER: u32 = abi::uapi::UFFDIO_REGISTER;
+
+/// Patches libc and the loader. Nothing is changed unless both are found and every byte is as the table says.
+pub(crate) fn patch_all(table: &[u8], alone: bool) -> Start {
+    let mut found = [None; OBJECTS_MAX];
+    let mut count = 0;
+    let read = for_each_mapping(|line| {
+        if let Some((object, bias)) = known(&line, table)
+            && count < OBJECTS_MAX
+        {
+            found[count] = Some((object, bias, line.start));
+            count += 1;
+        }
+    });
+    // Exactly two: one libc and one loader. A second libc (dlmopen) would go unpatched.
+    if !read || count != 2 {
+        return Start::UnknownLibc;
+    }
+    let all_there = found.iter().flatten().all(|(object, bias, _)| object.sites(*bias).all(|site| is_there(&site)));
+    if !all_there {
+        return Start::UnknownLibc;
+    }
+    for (object, bias, near) in found.iter().flatten() {
+        if !patch_object(object.sites(*bias), *near, alone) {
+            return Start::PatchFailed;
+        }
+    }
+    Start::Ready
+}
+
+fn is_there(site: &Site) -> bool {
+    // SAFETY: the site lies in the code of an object that is mapped here, as its build-id says.
+    let bytes = unsafe { core::slice::from_raw_parts(site.address as *const u8, site.bytes.len()) };
+    bytes == site.bytes
+}
+
+fn patch_object(sites: impl Iterator<Item = Site>, near: u64, alone: bool) -> bool {
+    let mut list = [None; SITES_MAX];
+    for (index, site) in sites.enumerate() {
+        let Some(slot) = list.get_mut(index) else { return false };
+        *slot = Some(site);
+    }
+    let Some(room) = room_near(near) else { return false };
+    let mut code = Code { start: room, at: room, end: room + TRAMPOLINES };
+    let mut jumps = [(0_u64, [0_u8; 5]); SITES_MAX];
+    let mut count = 0;
+    for site in list.iter().flatten() {
+        let target = code.at;
+        if !trampoline(&mut code, site) {
+            return false;
+        }
+        let distance = target.wrapping_sub(site.address.wrapping_add(5)) as i64;
+        let Ok(distance) = i32::try_from(distance) else { return false };
+        let d = distance.to_le_bytes();
+        jumps[count] = (site.address, [0xe9, d[0], d[1], d[2], d[3]]);
+        count += 1;
+    }
+    // SAFETY: the trampolines' own pages; from here on they are code.
+    if unsafe { sys!(nr::MPROTECT, room, TRAMPOLINES, PROT_READ | PROT_EXEC) } != 0 {
+        return false;
+    }
+    let jumps = &jumps[..count];
+    if alone { write_in_place(jumps) } else { replace_pages(jumps) }
+}
+
+/// Two pages within reach of a 32-bit jump, below the object.
+fn room_near(near: u64) -> Option<u64> {
+    (1..8192_u64).find_map(|step| {
+        let hint = near.checked_sub(step * 16 * PAGE)?;
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+        // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
+        let got = unsafe { sys::mmap(hint, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }.ok()?;
+        if got == hint {
+            return Some(got);
+        }
+        // A kernel that does not know the flag took it for a hint.
+        // SAFETY: mapped just now.
+        unsafe { sys!(nr::MUNMAP, got, TRAMPOLINES) };
+        None
+    })
+}
+
+fn write_in_place(jumps: &[(u64, [u8; 5])]) -> bool {
+    for (address, jump) in jumps {
+        let page = address & !(PAGE - 1);
+        let len = sys::page_up(address + 5) - page;
+        // SAFETY: code of libc that no other thread executes; the constructor runs in the agent's own code.
+        if unsafe { sys!(nr::MPROTECT, page, len, PROT_READ | PROT_WRITE | PROT_EXEC) } != 0 {
+            return false;
+        }
+        // SAFETY: five bytes of a site that was verified, writable now.
+        unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), *address as *mut u8, jump.len()) };
+        // SAFETY: as it was.
+        if unsafe { sys!(nr::MPROTECT, page, len, PROT_READ | PROT_EXEC) } != 0 {
+            return false;
+        }
+    }
+    true
+}
+
+/// Puts changed copies of the pages in place. A site that crosses a page border takes both pages in one piece.
+fn replace_pages(jumps: &[(u64, [u8; 5])]) -> bool {
+    let mut done = 0;
+    while done < jumps.len() {
+        let first = jumps[done].0 & !(PAGE - 1);
+        let mut end = sys::page_up(jumps[done].0 + 5);
+        let mut next = done + 1;
+        while next < jumps.len() && jumps[next].0 >= first && jumps[next].0 < end {
+            end = end.max(sys::page_up(jumps[next].0 + 5));
+            next += 1;
+        }
+        let len = end - first;
+        let Some(copy) = sys::allocate(len) else { return false };
+        // SAFETY: code pages of a mapped object are readable, and the copy is fresh memory of the same length.
+        unsafe { core::ptr::copy_nonoverlapping(first as *const u8, copy as *mut u8, len as usize) };
+        for (address, jump) in &jumps[done..next] {
+            // SAFETY: inside the copy.
+            unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), (copy + (address - first)) as *mut u8, jump.len()) };
+        }
+        // SAFETY: the copy becomes code with the same bytes but for the verified sites, and replaces the page at once.
+        let moved = unsafe {
+            if sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) != 0 {
+                return false;
+            }
+            sys!(nr::MREMAP, copy, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, first)
+        };
+        if failed(moved) {
+            return false;
+        }
+        done = next;
+    }
+    true
+}
+
+/// A place where code is written.
+struct Code {
+    start: u64,
+    at: u64,
+    end: u64,
+}
+
+impl Code {
+    fn put(&mut self, bytes: &[u8]) -> bool {
+        if self.at + bytes.len() as u64 > self.end || self.at < self.start {
+            return false;
+        }
+        // SAFETY: inside the trampolines' pages, which are writable until all are written.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at as *mut u8, bytes.len()) };
+        self.at += bytes.len() as u64;
+        true
+    }
+
+    /// `movabs r11, value`
+    fn r11(&mut self, value: u64) -> bool {
+        self.put(&[0x49, 0xbb]) && self.put(&value.to_le_bytes())
+    }
+
+    /// `jmp [rip]` to an absolute address
+    fn jump(&mut self, target: u64) -> bool {
+        self.put(&[0xff, 0x25, 0, 0, 0, 0]) && self.put(&target.to_le_bytes())
+    }
+
+    /// The call itself between the stub before it and the stub behind it; the child goes straight back.
+    fn around_clone(&mut self, back: u64) -> bool {
+        let entries = stubs::entries();
+        const R11: u64 = 10;
+        const JUMP: u64 = 14;
+        let call = self.at + R11 + JUMP;
+        self.r11(call)
+            && self.jump(entries.before_clone)
+            && self.put(&[0x0f, 0x05]) // syscall
+            && self.put(&[0x48, 0x85, 0xc0]) // test rax, rax
+            && self.put(&[0x74, (R11 + JUMP) as u8]) // jz: the child runs no code of the agent
+            && self.r11(back)
+            && self.jump(entries.after_clone)
+            && self.jump(back)
+    }
+}
+
+/// Writes the trampoline for one site.
+fn trampoline(code: &mut Code, site: &Site) -> bool {
+    let entries = stubs::entries();
+    let back = site.address + site.bytes.len() as u64;
+    let number = site.number;
+    let head = [site.bytes[0], site.bytes[1], site.bytes[2], site.bytes[3], site.bytes[4]];
+    if !code.put(&head) {
+        return false;
+    }
+    match u64::from(number) {
+        nr::CLONE | nr::CLONE3 | 57 => code.around_clone(back),
+        nr::IOCTL => {
+            code.put(&[0x81, 0xfe]) // cmp esi, UFFDIO_REGISTER
+                && code.put(&UFFDIO_REGISTER.to_le_bytes())
+                && code.put(&[0x74, 16]) // je: only this one matters
+                && code.put(&[0x0f, 0x05])
+                && code.jump(back)
+                && code.r11(back)
+                && code.jump(entries.call)
+        }
+        _ if number == ANY => {
+            // syscall(): the number is in rax. Bytes from here to the two targets at the end:
+            const COMPARES: u8 = 6 + 6 + 8 + 6 + 6;
+            const CALL: u8 = 10 + 14;
+            const DIRECT: u8 = 2 + 14;
+            code.put(&[0x48, 0x83, 0xf8, 56, 0x74, COMPARES - 6 + CALL + DIRECT]) // clone
+                && code.put(&[0x48, 0x83, 0xf8, 57, 0x74, COMPARES - 12 + CALL + DIRECT]) // fork
+                && code.put(&[0x48, 0x3d, 0xb3, 1, 0, 0, 0x74, COMPARES - 20 + CALL + DIRECT]) // clone3
+                && code.put(&[0x48, 0x83, 0xf8, 58, 0x74, COMPARES - 26 + CALL]) // vfork: returns twice
+                && code.put(&[0x48, 0x83, 0xf8, 15, 0x74, COMPARES - 32 + CALL]) // rt_sigreturn: never returns
+                && code.r11(back)
+                && code.jump(entries.call)
+                && code.put(&[0x0f, 0x05])
+                && code.jump(back)
+                && code.around_clone(back)
+        }
+        _ => code.r11(back) && code.jump(entries.call),
+    }
+}

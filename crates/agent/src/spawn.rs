@@ -1,0 +1,122 @@
+//! Starting the helper: a process that shares the address space and nothing else.
+//!
+//! Double clone: the program's thread makes a process in the middle (CLONE_VM|CLONE_VFORK, no exit signal, reaped with
+//! __WALL), which makes the helper and ends. So the helper is nobody's child that the program could wait for: it is
+//! adopted by the nearest subreaper, the broker under `pagefold run`. With one clone and CLONE_PARENT the program's
+//! parent would see it.
+//!
+//! None of the program's descriptors is shared: clone without CLONE_FILES copies the table, and the helper closes its
+//! copy first of all.
+//!
+//! What if the program is killed, or execs, between the two clones? The helper then finds its broker's socket, is told
+//! that the member is gone, and leaves. What if the process in the middle is killed? The wait returns, no helper came
+//! up, and the range is handed to the kernel instead.
+
+use core::arch::global_asm;
+use core::sync::atomic::Ordering::SeqCst;
+
+use crate::state::STATE;
+use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
+use crate::{helper, link};
+
+const SIGCHLD: u64 = 17;
+const WALL: u64 = 0x4000_0000;
+const PR_GET_TID_ADDRESS: u64 = 40;
+/// The helper's stack: its deepest frames hold a window of page-table entries.
+const HELPER_STACK: u64 = 16 * sys::PAGE;
+const MIDDLE_STACK: u64 = 2 * sys::PAGE;
+/// How long the program's thread waits for the helper to have its control area. Then it goes on without.
+const READY_WITHIN_NS: u64 = 2_000_000_000;
+
+global_asm!(
+    ".globl pagefold_clone",
+    ".hidden pagefold_clone",
+    "pagefold_clone:",
+    // rdi: flags, rsi: top of the new stack, rdx: function to run there. It never returns into the caller's frames.
+    "sub rsi, 16",
+    "mov [rsi], rdx",
+    "mov eax, 56",
+    "xor edx, edx",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "syscall",
+    "test rax, rax",
+    "jnz 2f",
+    "xor ebp, ebp",
+    "pop rax",
+    "call rax",
+    "mov eax, 60",
+    "xor edi, edi",
+    "syscall",
+    "ud2",
+    "2:",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn pagefold_clone(flags: u64, stack_top: u64, run: extern "C" fn()) -> i64;
+}
+
+/// Remembers where the kernel clears a word when the main thread is gone: that is how the helper notices an exec.
+pub(crate) fn learn_tid_word() {
+    let mut address = 0_u64;
+    // SAFETY: the kernel writes one word.
+    if unsafe { sys!(nr::PRCTL, PR_GET_TID_ADDRESS, (&raw mut address) as u64, 0, 0, 0) } == 0 {
+        STATE.tid_word.store(address, SeqCst);
+    }
+}
+
+/// Starts the helper, if there is none, and waits until the control area stands. To be called with the table's lock
+/// held and signals blocked.
+pub(crate) fn start_helper() -> bool {
+    if STATE.control().is_some() && STATE.helper.load(SeqCst) != 0 {
+        return true;
+    }
+    if STATE.unwilling.load(SeqCst) != 0 {
+        return false;
+    }
+    let (Some(middle), Some(stack)) = (sys::allocate(MIDDLE_STACK), sys::allocate(HELPER_STACK)) else {
+        return false;
+    };
+    helper::SETUP.stack_top.store(stack + HELPER_STACK, SeqCst);
+    helper::SETUP.member.store(sys::getpid(), SeqCst);
+    helper::SETUP.ready.store(0, SeqCst);
+    // SAFETY: a fresh stack, a function that ends its process; CLONE_VFORK keeps this thread waiting until it has.
+    let pid = unsafe { pagefold_clone(CLONE_VM | CLONE_VFORK, middle + MIDDLE_STACK, middle_main) };
+    if pid > 0 {
+        let mut status = 0_u32;
+        // SAFETY: the kernel writes the status; nobody but this thread can have been told of this child.
+        unsafe { sys!(nr::WAIT4, pid as u64, (&raw mut status) as u64, WALL, 0) };
+    }
+    // SAFETY: mapped above; the process in the middle is gone.
+    unsafe { sys!(nr::MUNMAP, middle, MIDDLE_STACK) };
+    let deadline = sys::monotonic().saturating_add(READY_WITHIN_NS);
+    while helper::SETUP.ready.load(SeqCst) == 0 && pid > 0 {
+        let now = sys::monotonic();
+        if now >= deadline {
+            break;
+        }
+        sys::futex_wait(&helper::SETUP.ready, 0, deadline - now);
+    }
+    let up = helper::SETUP.ready.load(SeqCst) == 1;
+    if !up {
+        STATE.unwilling.store(1, SeqCst);
+    }
+    up
+}
+
+extern "C" fn middle_main() {
+    let top = helper::SETUP.stack_top.load(SeqCst);
+    // SAFETY: the helper's stack is fresh memory; its function never returns.
+    unsafe { pagefold_clone(CLONE_VM | SIGCHLD, top, helper_main) };
+}
+
+extern "C" fn helper_main() {
+    // Its table of descriptors is a copy of the program's: nothing of it is the helper's business, and a pipe or
+    // socket held here would never be seen closed.
+    // SAFETY: the helper's own table, not shared with anybody.
+    unsafe { sys!(nr::CLOSE_RANGE, 0, u64::from(u32::MAX), 0) };
+    // SAFETY: leaves the program's session, so that its terminal's signals do not reach the helper.
+    unsafe { sys!(nr::SETSID) };
+    helper::main(link::Link::connect);
+}

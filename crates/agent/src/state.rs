@@ -1,0 +1,194 @@
+//! The agent's state in this process, and its way in for the image and the library.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use abi::control::{Control, stop};
+
+use crate::gate::Reader;
+use crate::sys;
+use crate::table::Table;
+use crate::{child, patch, spawn};
+
+/// Longest address of the broker's socket.
+pub(crate) const ADDRESS_MAX: usize = 108;
+
+/// How the agent finds its way: everything that must be known before the first call.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Bytes of the broker's socket address, as in `sun_path` (a leading zero byte for an abstract name).
+    pub address: [u8; ADDRESS_MAX],
+    /// How many of them.
+    pub address_len: usize,
+    /// True while no other thread of the program runs, so that code can be patched in place.
+    pub alone: bool,
+}
+
+/// What came of [`start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Start {
+    /// The gate stands.
+    Ready = 0,
+    /// No list of sites fits this libc and loader.
+    UnknownLibc = 1,
+    /// The sites could not be patched.
+    PatchFailed = 2,
+    /// The kernel lacks something that the gate cannot do without.
+    KernelLacks = 3,
+    /// It stands already.
+    Twice = 4,
+}
+
+/// Everything static. Private memory: a fork copies it.
+pub(crate) struct State {
+    /// Not 0 once the gate stands.
+    pub(crate) active: AtomicU32,
+    /// Address of the page that tells a copied address space from the original.
+    pub(crate) sentinel: AtomicU64,
+    /// Address of the control area, 0 while there is no helper.
+    control: AtomicU64,
+    /// Process id of the helper, 0 while there is none.
+    pub(crate) helper: AtomicU32,
+    /// 0: a helper may be started; otherwise the reason why it may not.
+    pub(crate) unwilling: AtomicU32,
+    /// [`stop`] bits raised before there was a control area.
+    pub(crate) early_stop: AtomicU32,
+    /// Address of the main thread's clear_child_tid word, 0 if unknown.
+    pub(crate) tid_word: AtomicU64,
+    pub(crate) address: [AtomicU64; ADDRESS_MAX / 8 + 1],
+    pub(crate) address_len: AtomicU32,
+    pub(crate) table: Table,
+}
+
+pub(crate) static STATE: State = State {
+    active: AtomicU32::new(0),
+    sentinel: AtomicU64::new(0),
+    control: AtomicU64::new(0),
+    helper: AtomicU32::new(0),
+    unwilling: AtomicU32::new(0),
+    early_stop: AtomicU32::new(0),
+    tid_word: AtomicU64::new(0),
+    address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
+    address_len: AtomicU32::new(0),
+    table: Table::new(),
+};
+
+impl State {
+    /// The control area, if there is a helper or was one.
+    pub(crate) fn control(&self) -> Option<&'static Control> {
+        let address = self.control.load(SeqCst);
+        // SAFETY: the area was mapped by the helper for as long as this address space lives, and holds only atomics.
+        (address != 0).then(|| unsafe { &*(address as *const Control) })
+    }
+
+    /// Announces the control area.
+    pub(crate) fn set_control(&self, address: u64) {
+        self.control.store(address, SeqCst);
+    }
+
+    /// In a copy made by fork: the helper and its control area are the parent's.
+    pub(crate) fn forget_helper(&self) {
+        self.control.store(0, SeqCst);
+        self.helper.store(0, SeqCst);
+        self.unwilling.store(0, SeqCst);
+        self.table.reset_lock();
+    }
+
+    /// Says that nothing may be merged in this process any more.
+    pub(crate) fn stop(&self, reason: u32) {
+        self.early_stop.fetch_or(reason, SeqCst);
+        if let Some(control) = self.control() {
+            control.stop.fetch_or(reason, SeqCst);
+        }
+    }
+
+    /// Goes into the gate, if there is a helper that could be inside.
+    pub(crate) fn enter(&self) -> Option<Reader<'static>> {
+        self.control().map(Reader::enter)
+    }
+
+    /// Says that a managed range's mapping or properties are about to change.
+    pub(crate) fn layout_changes(&self) {
+        if let Some(control) = self.control() {
+            control.layout_epoch.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+/// Sets the gate up: patches the sites of `sites` (see [`crate::elf`] for the format). To be called once, before the
+/// program hands anything over.
+#[must_use]
+pub fn start(config: &Config, sites: &[u8]) -> Start {
+    if STATE.active.load(SeqCst) != 0 {
+        return Start::Twice;
+    }
+    for (index, chunk) in config.address.chunks(8).enumerate() {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        STATE.address[index].store(u64::from_le_bytes(word), SeqCst);
+    }
+    STATE.address_len.store(config.address_len.min(ADDRESS_MAX) as u32, SeqCst);
+    if !child::set_up() {
+        return Start::KernelLacks;
+    }
+    spawn::learn_tid_word();
+    let outcome = patch::patch_all(sites, config.alone);
+    if outcome == Start::Ready {
+        STATE.active.store(1, SeqCst);
+    }
+    outcome
+}
+
+/// Puts a range under management, as `madvise(MADV_MERGEABLE)` does. `false` if it could not be done; the caller then
+/// has what it had before.
+#[must_use]
+pub fn adopt(start: u64, end: u64) -> bool {
+    crate::calls::mergeable(start, end)
+}
+
+/// Gives a range its own pages back and takes it out of management, as `madvise(MADV_UNMERGEABLE)` does.
+#[must_use]
+pub fn disown(start: u64, end: u64) -> bool {
+    crate::calls::unmergeable(start, end)
+}
+
+/// [`stop`] bits in force, and the helper's process id.
+#[must_use]
+pub fn status() -> (u32, u32) {
+    child::notice();
+    let bits = STATE.control().map_or(0, |control| control.stop.load(SeqCst));
+    (bits | STATE.early_stop.load(SeqCst) & !stop::LEAVING, STATE.helper.load(SeqCst))
+}
+
+const _: () = assert!(size_of::<Control>().is_multiple_of(8));
+// Every slot of the gate starts free in a fresh memfd, which reads as zeros.
+const _: () = assert!(align_of::<Control>() <= sys::PAGE as usize);
+
+/// As [`start`], with the table of sites in a file. `path` is the rest of an environment string, so a zero byte follows
+/// it.
+pub fn start_from_file(config: &Config, path: &'static [u8]) {
+    const LARGEST: u64 = 1 << 20;
+    // SAFETY: the string goes on to its zero byte, which is not part of the slice.
+    let path = unsafe { core::ffi::CStr::from_ptr(path.as_ptr().cast()) };
+    let Some(fd) = crate::link::open(path) else { return };
+    let mut stat = [0_u64; 18];
+    // SAFETY: the kernel writes a struct stat of 144 bytes.
+    let size = if unsafe { sys::sys!(sys::nr::FSTAT, fd as u64, stat.as_mut_ptr() as u64) } == 0 { stat[6] } else { 0 };
+    if size > 0 && size <= LARGEST {
+        // SAFETY: a free place of the kernel's choice.
+        if let Ok(table) = unsafe { sys::mmap(0, size, sys::PROT_READ, sys::MAP_PRIVATE, fd, 0) } {
+            // SAFETY: mapped readable for this length; the launcher does not change the file.
+            let sites = unsafe { core::slice::from_raw_parts(table as *const u8, size as usize) };
+            let _ = start(config, sites);
+            // SAFETY: mapped above, not used any more.
+            unsafe { sys::sys!(sys::nr::MUNMAP, table, size) };
+        }
+    }
+    crate::link::close(fd);
+}
+
+/// The program makes mutexes with priority inheritance: nothing may be merged in it any more.
+pub fn uses_priority_inheritance() {
+    child::notice();
+    STATE.stop(stop::PI_FUTEX);
+}

@@ -1,0 +1,297 @@
+//! The managed ranges and their marks, as the gate knows them.
+//!
+//! All of it is private memory: a fork gives the child a copy that is right for the child's memory. Changes are made
+//! under one lock, which a fork takes too, so that no copy is torn. Look-ups take no lock.
+
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+use abi::control::{Control, RANGES_MAX};
+use abi::mark::Mark;
+
+use crate::sys::{self, PAGE};
+
+/// One managed range.
+struct Row {
+    start: AtomicU64,
+    /// 0 for a free row. Written last when a row comes, first when it goes.
+    end: AtomicU64,
+    /// Address of one byte for each page of the range as it was when it was adopted.
+    marks: AtomicU64,
+    /// Address that `marks[0]` stands for; stays when the range is trimmed at the front.
+    base: AtomicU64,
+    /// Bytes of `marks` that this row owns alone and may use again, 0 if it shares them with a split-off row.
+    capacity: AtomicU64,
+}
+
+/// The table.
+pub(crate) struct Table {
+    lock: AtomicU32,
+    /// Rows from this one on were never used.
+    used: AtomicU32,
+    rows: [Row; RANGES_MAX],
+}
+
+/// Proof that the table's lock is held.
+pub(crate) struct Locked<'a> {
+    table: &'a Table,
+    /// The thread held it already: a signal handler's call inside a fork.
+    nested: bool,
+}
+
+/// A piece of the address space with one and the same mark.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) mark: Mark,
+}
+
+impl Table {
+    pub(crate) const fn new() -> Self {
+        Self {
+            lock: AtomicU32::new(0),
+            used: AtomicU32::new(0),
+            rows: [const {
+                Row {
+                    start: AtomicU64::new(0),
+                    end: AtomicU64::new(0),
+                    marks: AtomicU64::new(0),
+                    base: AtomicU64::new(0),
+                    capacity: AtomicU64::new(0),
+                }
+            }; RANGES_MAX],
+        }
+    }
+
+    /// Takes the lock. A holder that was killed inside (a vfork child) is found out and its lock taken over.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        let tid = sys::gettid();
+        let mut turns = 0_u32;
+        loop {
+            match self.lock.compare_exchange(0, tid, SeqCst, SeqCst) {
+                Ok(_) => return Locked { table: self, nested: false },
+                Err(owner) if owner == tid => return Locked { table: self, nested: true },
+                Err(owner) => {
+                    turns = turns.wrapping_add(1);
+                    if turns.is_multiple_of(1024)
+                        && !sys::exists(owner)
+                        && self.lock.compare_exchange(owner, tid, SeqCst, SeqCst).is_ok()
+                    {
+                        return Locked { table: self, nested: false };
+                    }
+                    sys::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Lets the calling thread's lock go that an earlier [`Locked::keep`] left behind.
+    pub(crate) fn unlock_by_thread(&self) {
+        let _ = self.lock.compare_exchange(sys::gettid(), 0, SeqCst, SeqCst);
+    }
+
+    /// In a copy made by fork: whoever held the lock is not here.
+    pub(crate) fn reset_lock(&self) {
+        self.lock.store(0, SeqCst);
+    }
+
+    /// The rows that were ever used.
+    fn rows(&self) -> &[Row] {
+        &self.rows[..(self.used.load(SeqCst) as usize).min(RANGES_MAX)]
+    }
+
+    /// A free row; `fits` chooses among those that were used before.
+    fn free_row(&self, fits: impl Fn(&Row) -> bool) -> Option<&Row> {
+        self.rows().iter().find(|row| row.end.load(SeqCst) == 0 && fits(row))
+    }
+
+    /// Any free row. With the lock held.
+    fn any_row(&self) -> Option<&Row> {
+        self.free_row(|_| true).or_else(|| {
+            let used = self.used.load(SeqCst) as usize;
+            let row = self.rows.get(used)?;
+            self.used.store(used as u32 + 1, SeqCst);
+            Some(row)
+        })
+    }
+
+    /// True if any page of `start..end` is managed.
+    pub(crate) fn overlaps(&self, start: u64, end: u64) -> bool {
+        self.rows().iter().any(|row| {
+            let row_end = row.end.load(SeqCst);
+            row_end != 0 && start < row_end && row.start.load(SeqCst) < end
+        })
+    }
+
+    /// True if nothing is managed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows().iter().all(|row| row.end.load(SeqCst) == 0)
+    }
+
+    fn byte(&self, address: u64) -> Option<&AtomicU8> {
+        self.rows().iter().find_map(|row| {
+            let end = row.end.load(SeqCst);
+            (end != 0 && address >= row.start.load(SeqCst) && address < end).then(|| row.byte(address))
+        })
+    }
+
+    /// The mark of a page; excluded where nothing is managed.
+    pub(crate) fn mark(&self, address: u64) -> Mark {
+        self.byte(address).map_or(Mark::EXCLUDED, |byte| Mark::from_byte(byte.load(SeqCst)))
+    }
+
+    /// Sets the marks of managed pages in `start..end`. For the helper with the gate closed, or a holder of the lock.
+    pub(crate) fn set(&self, start: u64, end: u64, mark: Mark) {
+        for row in self.rows() {
+            let row_end = row.end.load(SeqCst);
+            if row_end == 0 {
+                continue;
+            }
+            let mut at = start.max(row.start.load(SeqCst));
+            while at < end.min(row_end) {
+                let byte = row.byte(at);
+                // Not written if it is right already: a store to a copied page would cost memory.
+                if byte.load(SeqCst) != mark.byte() {
+                    byte.store(mark.byte(), SeqCst);
+                }
+                at += PAGE;
+            }
+        }
+    }
+
+    /// The first piece of merged pages in `start..end`.
+    pub(crate) fn next_merged(&self, start: u64, end: u64) -> Option<Piece> {
+        let mut at = start;
+        while at < end {
+            let next = self.next_managed(at, end)?;
+            at = next.0;
+            while at < next.1 {
+                let mark = self.mark(at);
+                if mark.keep().is_some() {
+                    let mut stop = at + PAGE;
+                    while stop < next.1 && self.mark(stop) == mark {
+                        stop += PAGE;
+                    }
+                    return Some(Piece { start: at, end: stop, mark });
+                }
+                at += PAGE;
+            }
+        }
+        None
+    }
+
+    /// The first managed stretch in `start..end`.
+    pub(crate) fn next_managed(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        self.rows()
+            .iter()
+            .filter_map(|row| {
+                let row_end = row.end.load(SeqCst);
+                let (from, to) = (start.max(row.start.load(SeqCst)), end.min(row_end));
+                (row_end != 0 && from < to).then_some((from, to))
+            })
+            .min()
+    }
+
+    /// Copies the ranges to where the broker reads them.
+    pub(crate) fn publish(&self, control: &Control) {
+        for (row, slot) in self.rows.iter().zip(&control.ranges) {
+            slot.end.store(0, SeqCst);
+            slot.start.store(row.start.load(SeqCst), SeqCst);
+            slot.end.store(row.end.load(SeqCst), SeqCst);
+        }
+    }
+}
+
+impl Row {
+    fn byte(&self, address: u64) -> &AtomicU8 {
+        let index = (address - self.base.load(SeqCst)) / PAGE;
+        // SAFETY: `marks` is an array of one byte for each page from `base` on, never freed, and `address` lies inside
+        // the row, which never grows beyond what was allocated for it.
+        unsafe { &*((self.marks.load(SeqCst) + index) as *const AtomicU8) }
+    }
+}
+
+impl Locked<'_> {
+    /// Puts a range under management; pages of it that are managed already stay as they are.
+    /// `false` if the table or memory is full.
+    pub(crate) fn adopt(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        while at < end {
+            match self.table.next_managed(at, end) {
+                Some((from, to)) => {
+                    if at < from && !self.add(at, from) {
+                        return false;
+                    }
+                    at = to;
+                }
+                None => return self.add(at, end),
+            }
+        }
+        true
+    }
+
+    fn add(&self, start: u64, end: u64) -> bool {
+        let needed = (end - start) / PAGE;
+        let fitting = self.table.free_row(|row| row.capacity.load(SeqCst) >= needed);
+        let Some(row) = fitting.or_else(|| self.table.any_row()) else { return false };
+        row.start.store(start, SeqCst);
+        row.base.store(start, SeqCst);
+        if fitting.is_none() {
+            // Arrays that are too small are not freed: a look-up without the lock may still hold their address.
+            let Some(marks) = sys::allocate(sys::page_up(needed)) else { return false };
+            row.marks.store(marks, SeqCst);
+            row.capacity.store(sys::page_up(needed), SeqCst);
+            row.end.store(end, SeqCst);
+        } else {
+            row.end.store(end, SeqCst);
+            self.table.set(start, end, Mark::PLAIN);
+        }
+        true
+    }
+
+    /// Takes `start..end` out of management. Its marks must be plain, or the memory about to go.
+    pub(crate) fn disown(&self, start: u64, end: u64) {
+        for index in 0..self.table.rows().len() {
+            let row = &self.table.rows[index];
+            let (row_start, row_end) = (row.start.load(SeqCst), row.end.load(SeqCst));
+            if row_end == 0 || start >= row_end || row_start >= end {
+                continue;
+            }
+            if end < row_end {
+                // The part behind goes on in a row of its own, over the same bytes.
+                let rest = (row_start < start).then(|| self.table.any_row());
+                match rest {
+                    Some(Some(free)) => {
+                        free.start.store(end, SeqCst);
+                        free.base.store(row.base.load(SeqCst), SeqCst);
+                        free.marks.store(row.marks.load(SeqCst), SeqCst);
+                        free.capacity.store(0, SeqCst);
+                        row.capacity.store(0, SeqCst);
+                        free.end.store(row_end, SeqCst);
+                        row.end.store(start, SeqCst);
+                    }
+                    // No row is free: keep the whole, with the pages in the middle excluded.
+                    Some(None) => self.table.set(start, end, Mark::EXCLUDED),
+                    None => row.start.store(end, SeqCst),
+                }
+            } else if row_start < start {
+                row.end.store(start, SeqCst);
+            } else {
+                row.end.store(0, SeqCst);
+            }
+        }
+    }
+
+    /// Keeps the lock when this value goes; see [`Table::unlock_by_thread`].
+    pub(crate) fn keep(self) {
+        let _kept = core::mem::ManuallyDrop::new(self);
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if !self.nested {
+            self.table.lock.store(0, SeqCst);
+        }
+    }
+}
