@@ -5,6 +5,7 @@ mod sys;
 mod test_memory;
 mod uapi;
 
+pub mod exec_stop;
 pub mod ksm_sysfs;
 pub mod launch;
 pub mod maps;
@@ -16,6 +17,7 @@ pub mod remote;
 pub mod sched;
 pub mod seqpacket;
 pub mod shared;
+pub mod signals;
 pub mod smaps;
 pub mod status;
 pub mod task;
