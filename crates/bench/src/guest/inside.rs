@@ -1,0 +1,84 @@
+//! One program on another kernel.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::fleet::{Fleet, quote};
+use super::initramfs::Initramfs;
+use super::kernel::Kernel;
+use super::qemu::GuestOptions;
+
+/// A file of this host for the guest. Programs bring their libraries along.
+#[derive(Clone, Debug)]
+pub struct GuestFile {
+    /// Absolute path in the guest.
+    pub path: String,
+    /// The file here.
+    pub from: PathBuf,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Exit status as the shell tells it, so 128 and the number for a signal. `None`: out of time, or the guest died.
+    pub status: Option<i32>,
+    /// Standard output and error.
+    pub text: String,
+    /// What the kernel said.
+    pub console: String,
+    /// From the start of QEMU to its end.
+    pub elapsed: Duration,
+}
+
+/// Marks the exit status in a guest's log; `init.sh` writes it.
+const MARK: &str = "\n@@pagefold-exit ";
+
+/// Memory and processors of such a guest: a test that needs more is none to run under emulation.
+const MEMORY_MIB: u32 = 1024;
+const CPUS: u32 = 2;
+
+/// Boots a kernel and runs one command in it, as root in `/tmp`, with `/proc`, `/sys`, `/dev`, cgroup2, tracefs and bpf
+/// mounted, all of busybox in `/bin` and the modules of `modules` loaded ([`NFS`](super::NFS), or none).
+///
+/// The command's first word is a path in the guest. Emulation is 10 to 30 times slower than this machine.
+///
+/// # Errors
+///
+/// When the guest cannot be put together or started. What the command makes of it is in the output.
+pub fn run_inside(
+    kernel: &Kernel,
+    modules: &[&str],
+    files: &[GuestFile],
+    command: &[&str],
+    timeout: Duration,
+) -> Result<Output> {
+    let folder = tempfile::Builder::new().prefix("inside").tempdir().context("create a folder for the guest")?;
+    let words: Vec<String> =
+        command.iter().map(|word| quote(OsStr::new(word)).to_string_lossy().into_owned()).collect();
+    let job = format!("#!/bin/sh\nexec {}\n", words.join(" "));
+    let mut image = Initramfs::new(kernel, modules, job.as_bytes())?;
+    for file in files {
+        image.add_program(&file.path, &file.from)?;
+    }
+    let initramfs = folder.path().join("initramfs");
+    image.write(&initramfs)?;
+    let mut options = GuestOptions::new("inside", kernel, &initramfs);
+    (options.memory_mib, options.cpus, options.translation_mib, options.qmp) = (MEMORY_MIB, CPUS, 128, false);
+    let start = Instant::now();
+    let mut fleet = Fleet::start(&[], folder.path(), vec![options])?;
+    fleet.wait_end(timeout)?;
+    let elapsed = start.elapsed();
+    let log = fleet.guests.first().context("one guest was started")?.log()?;
+    drop(fleet);
+    let console = std::fs::read(folder.path().join("inside.console")).unwrap_or_default();
+    let stderr = std::fs::read(folder.path().join("inside.stderr")).unwrap_or_default();
+    let console = String::from_utf8_lossy(&[stderr, console].concat()).into_owned();
+    let (text, status) = match log.rsplit_once(MARK) {
+        Some((text, status)) => (text.to_owned(), status.trim().parse().ok()),
+        None => (log, None),
+    };
+    Ok(Output { status, text, console, elapsed })
+}

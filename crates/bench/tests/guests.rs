@@ -1,0 +1,128 @@
+//! Guests that really boot.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use bench::guest::{DISK, Fleet, GuestFile, GuestOptions, Kernel, check_initramfs, run_inside};
+
+const MINUTES: Duration = Duration::from_secs(60);
+
+/// A kernel of a series, if this machine can boot one.
+fn kernel(series: &str) -> Option<Kernel> {
+    for (program, argument) in [("qemu-system-x86_64", "--version"), ("busybox", "true"), ("xz", "--version")] {
+        if !Command::new(program).arg(argument).output().is_ok_and(|output| output.status.success()) {
+            println!("skipped: no {program}");
+            return None;
+        }
+    }
+    match Kernel::of_series(series) {
+        Ok(kernel) => Some(kernel),
+        Err(error) => {
+            println!("skipped: {error:#}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_program_runs_on_other_kernels() {
+    for series in ["6.1", "6.12"] {
+        let Some(kernel) = kernel(series) else { continue };
+        let files = [GuestFile { path: "/bin/od".to_owned(), from: "/usr/bin/od".into() }];
+        // A dynamic program of this host, what it says, and its status.
+        let output = run_inside(&kernel, &[], &files, &["/bin/od", "-c", "/nothing"], MINUTES).unwrap();
+        assert_eq!(output.status, Some(1), "{output:?}");
+        assert!(output.text.contains("No such file"), "{output:?}");
+        let script = "uname -r; id -u; grep -c cgroup2 /proc/mounts; ls /dev/userfaultfd; kill -9 $$";
+        let output = run_inside(&kernel, &[], &[], &["/bin/sh", "-c", script], MINUTES).unwrap();
+        let expected = format!("{}\n0\n1\n/dev/userfaultfd\n", kernel.release);
+        assert!(output.text.starts_with(&expected), "{} {}", output.text, output.console);
+        assert_eq!(output.status, Some(128 + 9));
+        println!("{}: {:?}", kernel.release, output.elapsed);
+    }
+}
+
+#[test]
+fn a_program_that_does_not_end_has_no_status() {
+    let Some(kernel) = kernel("6.1") else { return };
+    let command = ["/bin/sh", "-c", "echo begun; sleep 1000"];
+    let output = run_inside(&kernel, &[], &[], &command, Duration::from_secs(8)).unwrap();
+    assert_eq!((output.status, output.text.trim()), (None, "begun"));
+}
+
+#[test]
+fn a_guest_checks_its_memory_and_its_disk() {
+    let Some(kernel) = kernel("6.1") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = folder.path().join("initramfs");
+    check_initramfs(&kernel, &initramfs).unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    let mut options = GuestOptions::new("one", &kernel, &initramfs);
+    options.append = "check.mib=32 check.pause=0".to_owned();
+    options.disk = Some(disk.clone());
+    let mut fleet = Fleet::start(&["env".into(), "FLEET=1".into()], folder.path(), vec![options]).unwrap();
+    fleet.wait_ready(MINUTES).unwrap();
+    let verdicts = fleet.verdicts(MINUTES).unwrap();
+    assert!(verdicts[0].ok && verdicts[0].rounds >= 2 && verdicts[0].bad == 0, "{verdicts:?}");
+    let checks = fleet.guests[0].checks().unwrap();
+    assert!(checks.bad.is_empty() && checks.mib >= 20, "{checks:?}");
+
+    let mut qmp = fleet.guests[0].qmp().unwrap();
+    qmp.balloon(240).unwrap();
+    let shrunk = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        qmp.balloon_size().unwrap() <= 240
+    });
+    assert!(shrunk, "the balloon took nothing");
+
+    // The check must be able to fail: wrong bytes where the guest has written.
+    let written = written_blocks(&disk);
+    assert!(written > 0, "nothing reached the disk");
+    std::fs::write(&disk, vec![0xee; 64 << 20]).unwrap();
+    fleet.guests[0].wait(MINUTES, |checks| checks.bad.first().cloned()).unwrap();
+    let verdicts = fleet.verdicts(MINUTES).unwrap();
+    assert!(!verdicts[0].ok && verdicts[0].bad > 0, "{verdicts:?}");
+    let pid = fleet.guests[0].pid().unwrap();
+    drop(qmp);
+    assert!(fleet.stop(MINUTES).unwrap().success());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+/// Blocks of 1 MiB that hold anything.
+fn written_blocks(disk: &Path) -> usize {
+    std::fs::read(disk).unwrap().chunks(1 << 20).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+}
+
+#[test]
+fn dropping_a_fleet_leaves_no_guest_behind() {
+    let Some(kernel) = kernel("6.1") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = folder.path().join("initramfs");
+    check_initramfs(&kernel, &initramfs).unwrap();
+    let options = ["a", "b"].map(|name| GuestOptions::new(name, &kernel, &initramfs));
+    let mut fleet = Fleet::start(&[], folder.path(), options.to_vec()).unwrap();
+    let mut pids = Vec::new();
+    while pids.len() < 2 {
+        std::thread::sleep(Duration::from_millis(20));
+        pids = fleet.guests.iter_mut().filter_map(|guest| guest.pid().ok()).collect();
+    }
+    drop(fleet);
+    for pid in pids {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
+}
+
+#[test]
+fn modules_are_loaded() {
+    for series in ["6.1", "6.12"] {
+        let Some(kernel) = kernel(series) else { continue };
+        let names = [DISK, bench::guest::NFS].concat();
+        let script = "for m in virtio_blk virtio_balloon nfsd nfsv4; do [ -d /sys/module/$m ] || echo no $m; done";
+        let output = run_inside(&kernel, &names, &[], &["/bin/sh", "-c", script], MINUTES).unwrap();
+        assert_eq!((output.status, output.text.as_str()), (Some(0), ""), "{}", output.console);
+    }
+}
