@@ -273,7 +273,7 @@ impl Drive {
         let merging = self.sum.ksm_merging_pages.min(mappings);
         let saved = u128::from(merging) * u128::from(pages_sharing) / u128::from(mappings);
         let pages = u64::try_from(saved).unwrap_or(u64::MAX) + self.sum.ksm_zero_pages;
-        pages.saturating_mul(u64::try_from(rustix::param::page_size()).expect("a page size fits u64"))
+        pages.saturating_mul(kernel::page_size())
     }
 
     /// Where it stands, with fresh counters.

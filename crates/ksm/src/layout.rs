@@ -7,8 +7,16 @@
 //!
 //! glibc takes the same limit, a moment later, as the default size of thread stacks, and `ulimit -s` shows it. See
 //! [`StackLimit`] for what is done about that.
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use kernel::exec_stop::{self, ExecStop};
+use kernel::launch::{Launch, LaunchError, Launched};
+use kernel::sched::{Limit, Resource, limit, set_limit};
+use kernel::{Bytes, Pid, page_size};
 
 /// How the address space of a started program is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,8 +26,8 @@ pub enum Layout {
     Default,
     /// Without randomness, `mmap_base` moved by the soft stack limit.
     Shared {
-        /// Soft `RLIMIT_STACK` at exec, bytes.
-        stack_soft: u64,
+        /// Soft `RLIMIT_STACK` at exec.
+        stack_soft: Bytes,
     },
 }
 
@@ -66,13 +74,13 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// Draws a layout for a partition, for a caller with this soft and hard `RLIMIT_STACK` (`None` = unlimited).
-    ///
-    /// The gap is never narrower than the user's own limit asks for: a program that may use 16 GiB of stack still can.
+    /// Draws a layout for a partition. The gap is never narrower than this process's own limit asks for: a program that
+    /// may use 16 GiB of stack still can.
     ///
     /// # Errors
     /// [`LayoutError`].
-    pub fn draw(soft: Option<u64>, hard: Option<u64>) -> Result<Self, LayoutError> {
+    pub fn draw() -> Result<Self, LayoutError> {
+        let Limit { soft, hard } = own_limit();
         let mut random = [0; 8];
         File::open("/dev/urandom")
             .and_then(|mut source| source.read_exact(&mut random))
@@ -81,34 +89,94 @@ impl Layout {
     }
 
     fn from_random(soft: Option<u64>, hard: Option<u64>, random: u64) -> Result<Self, LayoutError> {
-        let page = u64::try_from(rustix::param::page_size()).expect("a page size fits u64");
+        let page = page_size();
         let least = soft.unwrap_or(UNLIMITED).max(SMALLEST_GAP).next_multiple_of(page);
         let most = hard.unwrap_or(u64::MAX).min(least - SMALLEST_GAP + RANGE);
         let Some(steps) = most.checked_sub(least).map(|room| room / page).filter(|&steps| steps > 0) else {
             return Err(LayoutError::HardLimit { hard: hard.unwrap_or(u64::MAX) });
         };
-        Ok(Self::Shared { stack_soft: least + random % (steps + 1) * page })
+        Ok(Self::Shared { stack_soft: Bytes(least + random % (steps + 1) * page) })
     }
 
     /// The layout of this process's partition, for programs that are started by a member: the soft limit that a
     /// launcher above left in the environment variable `PAGEFOLD_LAYOUT_STACK`.
     #[must_use]
     pub fn inherited() -> Option<Self> {
-        let stack_soft = std::env::var(LAYOUT_VARIABLE).ok()?.parse().ok()?;
+        let stack_soft = Bytes(std::env::var(LAYOUT_VARIABLE).ok()?.parse().ok()?);
         Some(Self::Shared { stack_soft })
     }
 
-    /// The variables that a started program is to find in its environment.
-    #[must_use]
-    pub fn environment(&self, user_soft: Option<u64>) -> Vec<(&'static str, String)> {
-        match self {
-            Self::Default => Vec::new(),
-            Self::Shared { stack_soft } => vec![
-                (STACK_SOFT_VARIABLE, user_soft.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string())),
-                (LAYOUT_VARIABLE, stack_soft.to_string()),
-            ],
+    /// Starts a command with this layout.
+    ///
+    /// # Errors
+    /// [`LaunchError`]. That the layout could not be had is no error: the command runs, and the answer says so.
+    pub fn spawn(self, mut launch: Launch, stack: StackLimit) -> Result<(Launched, Applied), LaunchError> {
+        let Self::Shared { stack_soft } = self else {
+            return launch.spawn().map(|launched| (launched, Applied::Default));
+        };
+        if resolve(launch.command()).is_some_and(|program| raises_privileges(&program)) {
+            return launch.spawn().map(|launched| (launched, Applied::Privileged));
+        }
+        let own = own_limit();
+        let user_soft = own.soft.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
+        launch.command().env(STACK_SOFT_VARIABLE, user_soft).env(LAYOUT_VARIABLE, stack_soft.to_string());
+        launch.no_randomization(true).soft_stack_limit(stack_soft);
+        match stack {
+            StackLimit::Kept => launch.spawn().map(|launched| (launched, Applied::Shared)),
+            StackLimit::PutBack => {
+                let mut put_back = false;
+                let (launched, stop) = exec_stop::spawn_with(launch, |pid| {
+                    put_back = set_limit(pid, Resource::Stack, own).is_ok();
+                })?;
+                let applied = match stop {
+                    ExecStop::NotTraced(error) => Applied::SharedWithRaisedLimit(error),
+                    // One that ended in its exec has no limit to care about.
+                    ExecStop::Done | ExecStop::Ended => Applied::Shared,
+                };
+                Ok((launched, applied))
+            }
         }
     }
+}
+
+/// What a started command got.
+#[derive(Debug)]
+pub enum Applied {
+    /// The kernel's own layout, as asked.
+    Default,
+    /// The shared layout, and the stack limit as asked.
+    Shared,
+    /// The shared layout, but the raised stack limit stays, since the command could not be stopped at its exec.
+    SharedWithRaisedLimit(io::Error),
+    /// The kernel's own layout: the program gains privileges at exec, for which the kernel undoes the shared one, and
+    /// which it would lose by being stopped.
+    Privileged,
+}
+
+fn own_limit() -> Limit {
+    // Reading one's own limit fails only for bad arguments.
+    limit(Pid::this(), Resource::Stack).unwrap_or(Limit { soft: None, hard: None })
+}
+
+/// The file that a command will execute.
+fn resolve(command: &std::process::Command) -> Option<PathBuf> {
+    let program = Path::new(command.get_program());
+    if program.as_os_str().as_encoded_bytes().contains(&b'/') {
+        return Some(program.to_owned());
+    }
+    let changed = command.get_envs().find(|(name, _)| *name == OsStr::new("PATH")).and_then(|(_, value)| value);
+    let path = changed.map(ToOwned::to_owned).or_else(|| std::env::var_os("PATH"))?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|file| file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0))
+}
+
+/// Setuid, setgid, or file capabilities.
+fn raises_privileges(program: &Path) -> bool {
+    let mode = program.metadata().map_or(0, |found| found.permissions().mode());
+    let mut nothing = [0_u8; 0];
+    // With no room for the value the call tells its length.
+    mode & 0o6000 != 0 || rustix::fs::getxattr(program, "security.capability", &mut nothing).is_ok()
 }
 
 /// See [`Layout::inherited`].
@@ -123,14 +191,14 @@ mod tests {
 
     fn amount(soft: Option<u64>, hard: Option<u64>, random: u64) -> u64 {
         match Layout::from_random(soft, hard, random).unwrap() {
-            Layout::Shared { stack_soft } => stack_soft,
+            Layout::Shared { stack_soft } => stack_soft.get(),
             Layout::Default => panic!("not drawn"),
         }
     }
 
     #[test]
     fn the_amount_stays_between_the_gap_and_a_gibibyte_in_page_steps() {
-        let page = rustix::param::page_size() as u64;
+        let page = page_size();
         for random in [0, 1, 12_345, u64::MAX / 3, u64::MAX] {
             let drawn = amount(Some(8 * MIB), None, random);
             assert!((128 * MIB..=1024 * MIB).contains(&drawn), "{drawn}");
@@ -147,5 +215,17 @@ mod tests {
     #[test]
     fn a_low_hard_limit_is_said() {
         assert!(matches!(Layout::from_random(Some(8 * MIB), Some(8 * MIB), 0), Err(LayoutError::HardLimit { .. })));
+    }
+
+    #[test]
+    fn programs_that_raise_privileges_are_known() {
+        assert!(!raises_privileges(Path::new("/bin/sh")));
+        assert_eq!(resolve(&std::process::Command::new("sh")).unwrap().file_name().unwrap(), "sh");
+        let temp = tempfile::tempdir().unwrap();
+        let program = temp.path().join("program");
+        std::fs::copy("/bin/true", &program).unwrap();
+        assert!(!raises_privileges(&program));
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).unwrap();
+        assert!(raises_privileges(&program));
     }
 }

@@ -32,7 +32,7 @@ pub use guard::{Ended, guard};
 pub use kernel::ksm_sysfs::KsmSysfs;
 pub use knob::{AdvisorMode, Knob, Values};
 pub use ksmd::{Counters, Ksmd};
-pub use layout::{LAYOUT_VARIABLE, Layout, LayoutError, STACK_SOFT_VARIABLE, StackLimit};
+pub use layout::{Applied, LAYOUT_VARIABLE, Layout, LayoutError, STACK_SOFT_VARIABLE, StackLimit};
 pub use lease::{Change, Foreign, Lease, Refused, Repaired};
 pub use proc_stat::ProcessId;
 pub use state::{Holder, StatePath};

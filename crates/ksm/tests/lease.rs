@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pagefold_ksm::{Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard};
+use pagefold_ksm::{
+    Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard,
+};
 
 const ROOT: &str = "/sys/kernel/mm/ksm";
 
