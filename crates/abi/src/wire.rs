@@ -8,6 +8,16 @@
 pub const PACKET: usize = 64;
 const WORDS: usize = PACKET / 8;
 
+/// A partition's secret: whoever knows it may be a member.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token(pub u64, pub u64);
+
+impl core::fmt::Debug for Token {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
 /// One message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -23,6 +33,8 @@ pub enum Message {
         scratch: u64,
         /// Scratch area for pages of store mappings.
         diverged_scratch: u64,
+        /// What proves that the helper was given this partition.
+        token: Token,
     },
     /// Broker: go on. May carry a descriptor of /dev/userfaultfd.
     Welcome {
@@ -62,11 +74,6 @@ pub enum Message {
     },
     /// Broker: leave.
     Leave,
-    /// Helper: a self-test of the collapse oracle, asked for and answered with the same packet.
-    Oracle {
-        /// Asked: 0. Answered: 1 it works, 2 it does not.
-        verdict: u32,
-    },
 }
 
 impl Message {
@@ -74,8 +81,9 @@ impl Message {
     #[must_use]
     pub fn encode(self) -> [u8; PACKET] {
         let words: [u64; WORDS] = match self {
-            Self::Hello { version, member, control, scratch, diverged_scratch } => {
-                [1, version.into(), member.into(), control, scratch, diverged_scratch, 0, 0]
+            Self::Hello { version, member, control, scratch, diverged_scratch, token } => {
+                let ids = u64::from(version) << 32 | u64::from(member);
+                [1, ids, control, scratch, diverged_scratch, token.0, token.1, 0]
             }
             Self::Welcome { device } => [2, device.into(), 0, 0, 0, 0, 0, 0],
             Self::Userfault { errno } => [3, errno.into(), 0, 0, 0, 0, 0, 0],
@@ -85,7 +93,6 @@ impl Message {
             Self::Run => [7, 0, 0, 0, 0, 0, 0, 0],
             Self::Done { count } => [8, count.into(), 0, 0, 0, 0, 0, 0],
             Self::Leave => [9, 0, 0, 0, 0, 0, 0, 0],
-            Self::Oracle { verdict } => [10, verdict.into(), 0, 0, 0, 0, 0, 0],
         };
         let mut packet = [0; PACKET];
         let (chunks, _) = packet.as_chunks_mut::<8>();
@@ -106,11 +113,12 @@ impl Message {
         let short = |index: usize| word(index) as u32;
         Some(match word(0) {
             1 => Self::Hello {
-                version: short(1),
-                member: short(2),
-                control: word(3),
-                scratch: word(4),
-                diverged_scratch: word(5),
+                version: (word(1) >> 32) as u32,
+                member: short(1),
+                control: word(2),
+                scratch: word(3),
+                diverged_scratch: word(4),
+                token: Token(word(5), word(6)),
             },
             2 => Self::Welcome { device: short(1) },
             3 => Self::Userfault { errno: short(1) },
@@ -120,7 +128,6 @@ impl Message {
             7 => Self::Run,
             8 => Self::Done { count: short(1) },
             9 => Self::Leave,
-            10 => Self::Oracle { verdict: short(1) },
             _ => return None,
         })
     }
@@ -133,7 +140,14 @@ mod tests {
     #[test]
     fn messages_survive_a_packet() {
         let all = [
-            Message::Hello { version: 1, member: 2, control: 3 << 40, scratch: 4, diverged_scratch: 5 },
+            Message::Hello {
+                version: 1,
+                member: 2,
+                control: 3 << 40,
+                scratch: 4,
+                diverged_scratch: 5,
+                token: Token(6, 7),
+            },
             Message::Welcome { device: 1 },
             Message::Userfault { errno: 13 },
             Message::Ready { move_pages: true, minor: false },
@@ -142,7 +156,6 @@ mod tests {
             Message::Run,
             Message::Done { count: 9 },
             Message::Leave,
-            Message::Oracle { verdict: 2 },
         ];
         for message in all {
             assert_eq!(Message::decode(&message.encode()), Some(message));

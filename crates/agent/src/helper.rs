@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::control::{self, Control, ask, check_mode, plan, plan_flags};
 use abi::mark::Keep;
 use abi::place::{Action, Outcome};
-use abi::wire::Message;
+use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX};
 use merge::{AddressSpace, Entry, Order, RegisterMode, run_plan};
 
@@ -93,7 +93,9 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     control.diverged_scratch.store(diverged_scratch, SeqCst);
     control.stop.store(STATE.early_stop.load(SeqCst), SeqCst);
     let address = core::ptr::from_ref(control) as u64;
-    let hello = Message::Hello { version: control::VERSION, member, control: address, scratch, diverged_scratch };
+    let token = Token(STATE.token[0].load(SeqCst), STATE.token[1].load(SeqCst));
+    let hello =
+        Message::Hello { version: control::VERSION, member, control: address, scratch, diverged_scratch, token };
     if !link.send(hello, Some(control_fd)) {
         return None;
     }
@@ -183,14 +185,19 @@ fn reserve_scratch() -> Option<u64> {
 
 fn make_control() -> Option<(&'static Control, i32)> {
     const MFD_CLOEXEC: u64 = 1;
+    const MFD_ALLOW_SEALING: u64 = 2;
+    const F_ADD_SEALS: u64 = 1033;
+    const SEAL_SEAL_SHRINK_GROW: u64 = 1 | 2 | 4;
     let size = sys::page_up(size_of::<Control>() as u64);
     // SAFETY: makes a descriptor in the helper's own table.
-    let fd = unsafe { sys!(nr::MEMFD_CREATE, c"pagefold-control".as_ptr() as u64, MFD_CLOEXEC) };
+    let fd = unsafe { sys!(nr::MEMFD_CREATE, c"pagefold-control".as_ptr() as u64, MFD_CLOEXEC | MFD_ALLOW_SEALING) };
     if failed(fd) {
         return None;
     }
-    // SAFETY: sizes the file just made.
-    if unsafe { sys!(nr::FTRUNCATE, fd as u64, size) } != 0 {
+    // SAFETY: sizes the file just made, for good: the broker would be killed if it became shorter.
+    if unsafe {
+        sys!(nr::FTRUNCATE, fd as u64, size) != 0 || sys!(nr::FCNTL, fd as u64, F_ADD_SEALS, SEAL_SEAL_SHRINK_GROW) != 0
+    } {
         return None;
     }
     // SAFETY: a free place of the kernel's choice.

@@ -39,6 +39,7 @@ mod sys;
 mod table;
 mod threads;
 
+pub use abi::wire::Token;
 pub use calls::Registers;
 pub use calls::dispatch;
 pub use state::{Config, Start, adopt, disown, start, start_from_file, status, uses_priority_inheritance};

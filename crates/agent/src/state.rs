@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::{Control, stop};
+use abi::wire::Token;
 
 use crate::gate::Reader;
 use crate::sys;
@@ -19,6 +20,8 @@ pub struct Config {
     pub address: [u8; ADDRESS_MAX],
     /// How many of them.
     pub address_len: usize,
+    /// What proves to the broker that this process was given the partition.
+    pub token: Token,
     /// True while no other thread of the program runs, so that code can be patched in place.
     pub alone: bool,
 }
@@ -57,6 +60,7 @@ pub(crate) struct State {
     pub(crate) tid_word: AtomicU64,
     pub(crate) address: [AtomicU64; ADDRESS_MAX / 8 + 1],
     pub(crate) address_len: AtomicU32,
+    pub(crate) token: [AtomicU64; 2],
     pub(crate) table: Table,
 }
 
@@ -70,6 +74,7 @@ pub(crate) static STATE: State = State {
     tid_word: AtomicU64::new(0),
     address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
     address_len: AtomicU32::new(0),
+    token: [const { AtomicU64::new(0) }; 2],
     table: Table::new(),
 };
 
@@ -128,6 +133,8 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
         STATE.address[index].store(u64::from_le_bytes(word), SeqCst);
     }
     STATE.address_len.store(config.address_len.min(ADDRESS_MAX) as u32, SeqCst);
+    STATE.token[0].store(config.token.0, SeqCst);
+    STATE.token[1].store(config.token.1, SeqCst);
     if !child::set_up() {
         return Start::KernelLacks;
     }

@@ -32,6 +32,7 @@ pub(crate) mod nr {
     pub(crate) const EXIT: u64 = 60;
     pub(crate) const WAIT4: u64 = 61;
     pub(crate) const KILL: u64 = 62;
+    pub(crate) const FCNTL: u64 = 72;
     pub(crate) const FTRUNCATE: u64 = 77;
     pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;

@@ -2,8 +2,8 @@
 //! caller (dlopen).
 //!
 //! Loaded by the loader, its constructor runs before every other one (`-z initfirst`), while the process has one
-//! thread, and finds its way in the environment: `PAGEFOLD_AGENT=SOCKET:SITES`, the broker's abstract socket name and
-//! the path of the table of system-call sites. Without the variable it does nothing. Loaded by a library caller, it
+//! thread, and finds its way in the environment: `PAGEFOLD_AGENT=SOCKET:TOKEN:SITES`, the broker's abstract socket
+//! name, the partition's secret (32 hex digits) and the path of the table of system-call sites. Without the variable it does nothing. Loaded by a library caller, it
 //! waits for [`pagefold_agent_start`].
 
 #![no_std]
@@ -11,24 +11,28 @@
 mod memory;
 mod preload;
 
-use agent::{Config, Start};
+use agent::{Config, Start, Token};
 
-/// Sets the gate up in a running program. `address` is the broker's socket address as in `sun_path`, `sites` the table.
+/// Sets the gate up in a running program. `address` is the broker's socket address as in `sun_path`,
+/// `token` the partition's secret, `sites` the table of system-call sites.
 /// Returns a number of [`agent::Start`].
 ///
 /// # Safety
-/// Both pointers must be readable for their lengths.
+/// All pointers must be readable for their lengths.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pagefold_agent_start(
     address: *const u8,
     address_len: usize,
+    token: *const [u64; 2],
     sites: *const u8,
     sites_len: usize,
 ) -> u32 {
     // SAFETY: the caller's promise.
-    let (name, sites) =
-        unsafe { (core::slice::from_raw_parts(address, address_len), core::slice::from_raw_parts(sites, sites_len)) };
-    let mut config = Config { address: [0; 108], address_len: address_len.min(108), alone: false };
+    let (name, sites, token) = unsafe {
+        (core::slice::from_raw_parts(address, address_len), core::slice::from_raw_parts(sites, sites_len), *token)
+    };
+    let mut config =
+        Config { address: [0; 108], address_len: address_len.min(108), token: Token(token[0], token[1]), alone: false };
     config.address[..config.address_len].copy_from_slice(&name[..config.address_len]);
     agent::start(&config, sites) as u32
 }

@@ -1,6 +1,6 @@
 //! The constructor.
 
-use agent::Config;
+use agent::{Config, Token};
 
 const VARIABLE: &[u8] = b"PAGEFOLD_AGENT=";
 
@@ -11,8 +11,11 @@ static CONSTRUCTOR: extern "C" fn(i32, *const *const u8, *const *const u8) = con
 extern "C" fn construct(_count: i32, _arguments: *const *const u8, environment: *const *const u8) {
     let Some(value) = variable(environment) else { return };
     let Some(colon) = value.iter().position(|byte| *byte == b':') else { return };
-    let (name, path) = (&value[..colon], &value[colon + 1..]);
-    let mut config = Config { address: [0; 108], address_len: 0, alone: true };
+    let (name, rest) = (&value[..colon], &value[colon + 1..]);
+    let (Some(token), Some(b':')) = (rest.get(..32), rest.get(32)) else { return };
+    let Some(token) = secret(token) else { return };
+    let path = &rest[33..];
+    let mut config = Config { address: [0; 108], address_len: 0, token, alone: true };
     if name.len() + 1 > config.address.len() {
         return;
     }
@@ -40,4 +43,14 @@ fn variable(environment: *const *const u8) -> Option<&'static [u8]> {
         }
     }
     None
+}
+
+/// Two words of 16 hex digits.
+fn secret(digits: &[u8]) -> Option<Token> {
+    let mut words = [0_u64; 2];
+    for (index, digit) in digits.iter().enumerate() {
+        let value = (*digit as char).to_digit(16)?;
+        words[index / 16] = words[index / 16] << 4 | u64::from(value);
+    }
+    Some(Token(words[0], words[1]))
 }
