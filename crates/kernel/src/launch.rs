@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn descriptors_are_inherited_under_their_number() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let mut launch = shell("echo here >&$NUMBER");
+        let mut launch = shell("echo here > /dev/fd/$NUMBER");
         let number = launch.inherit(writer.into());
         launch.command().env("NUMBER", number.to_string());
         output(launch);

@@ -230,3 +230,85 @@ pub fn identity(fd: impl AsFd) -> Result<(u64, u64), MemfdError> {
     let stat = rustix::fs::fstat(fd).map_err(|source| MemfdError::Stat { source: source.into() })?;
     Ok((stat.st_dev, stat.st_ino))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::test_memory::{Anonymous, ForkedChild, in_own_process};
+    use crate::units::{PageCount, page_size};
+    use rustix::mm::{MapFlags, ProtFlags};
+
+    #[test]
+    fn a_sealed_file_stays_as_it_is() {
+        let fd = create("test", PageCount(4).bytes()).unwrap();
+        pwrite(fd.as_fd(), 10, b"content").unwrap();
+        assert!(!is_sealed(fd.as_fd()).unwrap());
+        seal(fd.as_fd()).unwrap();
+        assert!(is_sealed(fd.as_fd()).unwrap());
+        assert!(matches!(pwrite(fd.as_fd(), 0, b"x"), Err(MemfdError::Write { .. })));
+        assert!(rustix::fs::ftruncate(&fd, 0).is_err() && rustix::fs::ftruncate(&fd, 1 << 30).is_err());
+        assert!(matches!(seal_size(fd.as_fd()), Err(MemfdError::Seal { .. })));
+        let mut back = [0; 7];
+        assert_eq!(pread(fd.as_fd(), 10, &mut back).unwrap(), 7);
+        assert_eq!(&back, b"content");
+        assert_eq!(size(fd.as_fd()).unwrap(), PageCount(4).bytes());
+        assert_eq!(allocated(fd.as_fd()).unwrap(), PageCount(1).bytes(), "three pages are holes");
+    }
+
+    #[test]
+    fn a_descriptor_for_reading_cannot_map_for_writing() {
+        let fd = create("test", PageCount(1).bytes()).unwrap();
+        let read_only = reopen_read_only(fd.as_fd()).unwrap();
+        let map = |fd: &OwnedFd, prot, flags| {
+            // SAFETY: the kernel chooses the address; the mapping is never accessed.
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), page_size() as usize, prot, flags, fd, 0) }.is_ok()
+        };
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        assert!(map(&fd, both, MapFlags::SHARED));
+        assert!(!map(&read_only, both, MapFlags::SHARED));
+        assert!(map(&read_only, both, MapFlags::PRIVATE) && map(&read_only, ProtFlags::READ, MapFlags::SHARED));
+        assert!(pwrite(read_only.as_fd(), 0, b"x").is_err());
+        assert_eq!(identity(&fd).unwrap(), identity(&read_only).unwrap());
+        assert!(matches!(seal(fd.as_fd()), Err(MemfdError::Seal { .. })), "mapped for writing");
+        restrict_to_owner(fd.as_fd()).unwrap();
+        assert_eq!(rustix::fs::fstat(&fd).unwrap().st_mode & 0o777, 0o400);
+    }
+
+    #[test]
+    fn another_processs_pages_arrive_in_order() {
+        let memory = Anonymous::new(PageCount(300));
+        for page in 0..300 {
+            memory.write(page * page_size(), (page % 251) as u8);
+        }
+        let child = ForkedChild::start();
+        let fd = create("test", PageCount(301).bytes()).unwrap();
+        let ranges = [memory.page(299), Range::new(memory.range().start(), memory.page(299).start()).unwrap()];
+        let mut buffer = vec![0; 64 * page_size() as usize];
+        let outcome = fill_from_remote(fd.as_fd(), page_size(), child.pid(), &ranges, &mut buffer).unwrap();
+        assert_eq!(outcome, ReadOutcome::Complete { read: PageCount(300).bytes() });
+        let byte = |page: u64| {
+            let mut byte = [0];
+            pread(fd.as_fd(), page * page_size(), &mut byte).unwrap();
+            byte[0]
+        };
+        assert_eq!((byte(0), byte(1), byte(2), byte(3), byte(300)), (0, (299 % 251) as u8, 0, 1, (298 % 251) as u8));
+        drop(child);
+    }
+
+    #[test]
+    fn a_file_larger_than_the_limit_is_refused_without_a_signal() {
+        // In a process of its own, because the limit holds for all of it.
+        in_own_process("memfd::tests::body_with_a_limit");
+    }
+
+    #[test]
+    #[ignore = "runs in a process of its own, started by the test above"]
+    fn body_with_a_limit() {
+        let limit = crate::sched::Limit { soft: Some(4096), hard: Some(8192) };
+        crate::sched::set_limit(Pid::this(), crate::sched::Resource::FileSize, limit).unwrap();
+        let refused = create("test", Bytes(1 << 20));
+        assert!(matches!(refused, Err(MemfdError::FileSizeLimit { limit: Bytes(4096), .. })));
+        create("test", Bytes(4096)).unwrap();
+    }
+}

@@ -145,3 +145,29 @@ pub(crate) fn poll(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duratio
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_process_is_watched_signalled_and_its_descriptors_taken() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let pid = Pid(child.id().cast_signed());
+        let pidfd = Pidfd::open(pid).unwrap();
+        assert!(!pidfd.exited().unwrap());
+        assert!(!pidfd.wait_exited(Duration::from_millis(10)).unwrap());
+        let stdin = pidfd.getfd(0).unwrap();
+        assert!(rustix::fs::fstat(&stdin).is_ok());
+        assert!(matches!(pidfd.getfd(500), Err(PidfdError::GetFd { number: 500, .. })));
+        pidfd.send_signal(Signal::TERM).unwrap();
+        assert!(pidfd.wait_exited(Duration::from_secs(5)).unwrap());
+        child.wait().unwrap();
+        assert!(matches!(pidfd.send_signal(Signal::TERM), Err(PidfdError::Gone)));
+        assert!(matches!(pidfd.getfd(0), Err(PidfdError::Gone)));
+        assert!(matches!(Pidfd::open(pid), Err(PidfdError::Gone)));
+        assert!(matches!(Pidfd::open(Pid(-1)), Err(PidfdError::Gone)));
+    }
+}

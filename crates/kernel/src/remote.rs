@@ -274,3 +274,99 @@ impl Default for BatchReader {
         Self::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::test_memory::{Anonymous, ForkedChild, as_nobody};
+    use crate::units::PageCount;
+
+    #[test]
+    fn ranges_are_read_one_behind_the_other_and_holes_are_jumped_over() {
+        let memory = Anonymous::new(PageCount(8));
+        for page in 0..8 {
+            memory.write(page * page_size(), page as u8 + 1);
+        }
+        memory.protect_none(3);
+        let child = ForkedChild::start();
+        let both = [memory.page(6), memory.page(1)];
+        let mut buffer = vec![0; 2 * page_size() as usize];
+        let all = ReadOutcome::Complete { read: PageCount(2).bytes() };
+        assert_eq!(read_ranges(child.pid(), &both, &mut buffer).unwrap(), all);
+        assert_eq!((buffer[0], buffer[page_size() as usize]), (7, 2));
+        let partly = read_ranges(child.pid(), &[memory.page(2), memory.page(3)], &mut buffer).unwrap();
+        assert_eq!(partly, ReadOutcome::Partial { read: PageCount(1).bytes() });
+        for capacity in [1, 3, 8, 100] {
+            let mut seen = Vec::new();
+            let mut reader = BatchReader::with_capacity(PageCount(capacity).bytes());
+            let totals = reader
+                .read(child.pid(), &[memory.range(), memory.page(0)], |range, bytes| {
+                    assert_eq!(range.len().0, bytes.len() as u64);
+                    for (index, address) in range.page_addresses().enumerate() {
+                        seen.push((address, bytes[index * page_size() as usize]));
+                    }
+                })
+                .unwrap();
+            assert_eq!((totals.read, totals.missing), (PageCount(8).bytes(), PageCount(1).bytes()));
+            assert!(!totals.gone);
+            let expected: Vec<_> =
+                [0, 1, 2, 4, 5, 6, 7, 0].map(|page| (memory.page(page).start(), page as u8 + 1)).into();
+            assert_eq!(seen, expected, "with room for {capacity} pages");
+        }
+        let short = read_ranges(child.pid(), &[memory.range()], &mut buffer);
+        assert!(matches!(short, Err(RemoteError::Buffer { .. })));
+    }
+
+    #[test]
+    fn what_is_written_lands_in_the_other_process_only() {
+        let memory = Anonymous::new(PageCount(2));
+        memory.fill(1);
+        let child = ForkedChild::start();
+        let outcome = write(child.pid(), memory.range().start() + Bytes(7), &[5, 6]).unwrap();
+        assert_eq!(outcome, ReadOutcome::Complete { read: Bytes(2) });
+        let mut back = [0; 2];
+        read(child.pid(), memory.range().start() + Bytes(7), &mut back).unwrap();
+        assert_eq!((back, memory.read(7)), ([5, 6], 0));
+        assert!(matches!(write(Pid::this(), memory.range().start(), &[1]), Err(RemoteError::Own { .. })));
+    }
+
+    #[test]
+    fn more_ranges_than_one_call_takes() {
+        let memory = Anonymous::new(PageCount(3000));
+        memory.fill(4);
+        let child = ForkedChild::start();
+        let scattered: Vec<_> = (0..3000).step_by(2).map(|page| memory.page(page)).collect();
+        let mut buffer = vec![0; 1500 * page_size() as usize];
+        let outcome = read_ranges(child.pid(), &scattered, &mut buffer).unwrap();
+        assert_eq!(outcome, ReadOutcome::Complete { read: PageCount(1500).bytes() });
+        assert!(buffer.iter().step_by(page_size() as usize).all(|byte| *byte == 4));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_gone() {
+        let memory = Anonymous::new(PageCount(1));
+        let child = ForkedChild::start();
+        let pid = child.pid();
+        drop(child);
+        let mut buffer = vec![0; page_size() as usize];
+        assert_eq!(read_ranges(pid, &[memory.range()], &mut buffer).unwrap(), ReadOutcome::Gone);
+        assert!(BatchReader::new().read(pid, &[memory.range()], |_, _| panic!("nothing")).unwrap().gone);
+    }
+
+    #[test]
+    fn another_users_memory_is_refused() {
+        if !as_nobody("remote::tests::body_as_another_user") {
+            println!("skipped: root, or a test binary that everybody may execute");
+        }
+    }
+
+    #[test]
+    #[ignore = "runs as another user, started by the test above"]
+    fn body_as_another_user() {
+        let memory = Anonymous::new(PageCount(1));
+        let mut buffer = vec![0; page_size() as usize];
+        let refused = read_ranges(Pid(1), &[memory.range()], &mut buffer);
+        assert!(matches!(refused, Err(RemoteError::Denied { pid: Pid(1) })));
+    }
+}

@@ -182,3 +182,50 @@ pub fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) ->
 pub fn futex_wake(word: &AtomicU32, count: u32) -> io::Result<usize> {
     futex::wake(word, futex::Flags::empty(), count).map_err(Into::into)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::units::PageCount;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn two_mappings_see_each_other() {
+        let (one, fd) = SharedMap::<[AtomicU64; 1000]>::create("test").unwrap();
+        let other = SharedMap::<[AtomicU64; 1000]>::map(fd.as_fd()).unwrap();
+        one[999].store(7, Ordering::SeqCst);
+        assert_eq!((other[999].load(Ordering::SeqCst), other[0].load(Ordering::SeqCst)), (7, 0));
+        let (area, _fd) = SharedMap::<abi::control::Control>::create("test").unwrap();
+        area.magic.store(abi::control::MAGIC, Ordering::SeqCst);
+    }
+
+    #[test]
+    fn files_that_could_kill_us_are_refused() {
+        let short = memfd::create("test", PageCount(1).bytes()).unwrap();
+        assert!(matches!(SharedMap::<AtomicU32>::map(short.as_fd()), Err(SharedError::NotSealed)));
+        memfd::seal_size(short.as_fd()).unwrap();
+        assert!(SharedMap::<AtomicU32>::map(short.as_fd()).is_ok());
+        let result = SharedMap::<[AtomicU64; 1000]>::map(short.as_fd());
+        assert!(matches!(result, Err(SharedError::TooShort { size, .. }) if size == PageCount(1).bytes()));
+        let ordinary = tempfile::tempfile().unwrap();
+        assert!(matches!(SharedMap::<AtomicU32>::map(ordinary.as_fd()), Err(SharedError::NotSealed)));
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_through_another_mapping() {
+        let (word, fd) = SharedMap::<AtomicU32>::create("test").unwrap();
+        let other = SharedMap::<AtomicU32>::map(fd.as_fd()).unwrap();
+        assert_eq!(futex_wait(&word, 1, None).unwrap(), WaitOutcome::Changed);
+        let soon = Some(Duration::from_millis(5));
+        assert_eq!(futex_wait(&word, 0, soon).unwrap(), WaitOutcome::TimedOut);
+        std::thread::scope(|scope| {
+            let sleeper = scope.spawn(|| futex_wait(&word, 0, Some(Duration::from_secs(10))).unwrap());
+            let mut woken = 0;
+            while woken == 0 && !sleeper.is_finished() {
+                woken = futex_wake(&other, 1).unwrap();
+            }
+            assert_eq!((woken, sleeper.join().unwrap()), (1, WaitOutcome::Woken));
+        });
+    }
+}

@@ -77,13 +77,35 @@ impl AsFd for SignalFd {
     }
 }
 
-/// Ends this process by a signal as if it had never been handled: default action, not blocked. Returns if that did not
-/// end it.
+/// Waits for children that ended, `keep` apart, as a child subreaper must for those that it adopted: until `keep` has
+/// ended itself or nobody else has. Takes the status of every other child.
+pub fn reap_others(keep: Pid) {
+    loop {
+        // SAFETY: the structure is plain integers, for which zeros are valid.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the structure is writable and lives until the call returns.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, options) };
+        // SAFETY: waitid filled in the part of the structure that is about children, or left zeros.
+        let pid = unsafe { info.si_pid() };
+        if result == -1 || pid == 0 || pid == keep.0 {
+            return;
+        }
+        // SAFETY: a null status is not written to.
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
+/// Ends this process by a signal as if it had never been handled: default action, not blocked, without a core dump of
+/// its own. Returns if that did not end it.
 pub fn die_by(signal: Signal) {
     let number = signal.as_raw();
     let set = set_of(&[signal]);
-    // SAFETY: the default action calls nothing of ours; the set is initialised; the old mask is not asked for.
+    let no_core = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is readable; the default action calls nothing of ours; the set is initialised; the old mask
+    // is not asked for.
     unsafe {
+        libc::setrlimit64(libc::RLIMIT_CORE, &raw const no_core);
         libc::signal(number, libc::SIG_DFL);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
         libc::raise(number);

@@ -58,6 +58,14 @@ impl Anonymous {
         unsafe { self.pointer().add(offset as usize).read_volatile() }
     }
 
+    /// Takes all rights from a page.
+    pub(crate) fn protect_none(&self, index: u64) {
+        let page = self.page(index);
+        let pointer = std::ptr::with_exposed_provenance_mut(page.start().0 as usize);
+        // SAFETY: the page is our mapping's, which nobody holds references into.
+        unsafe { rustix::mm::mprotect(pointer, page.len().0 as usize, rustix::mm::MprotectFlags::empty()) }.unwrap();
+    }
+
     pub(crate) fn advise(&self, advice: Advice) {
         // SAFETY: the range is our mapping, which nobody holds references into.
         unsafe { rustix::mm::madvise(self.pointer().cast(), self.range.len().0 as usize, advice) }.unwrap();
@@ -68,5 +76,75 @@ impl Drop for Anonymous {
     fn drop(&mut self) {
         // SAFETY: the range is our mapping, which nobody holds references into.
         unsafe { rustix::mm::munmap(self.pointer().cast(), self.range.len().0 as usize) }.unwrap();
+    }
+}
+
+/// Runs an ignored test of this binary as the user nobody; false if that cannot be done here. Fails if the test fails.
+pub(crate) fn as_nobody(test: &str) -> bool {
+    rustix::process::geteuid().is_root() && run(test, true)
+}
+
+/// Runs an ignored test of this binary in a process of its own. Fails if the test fails.
+pub(crate) fn in_own_process(test: &str) {
+    assert!(run(test, false), "a test binary can execute itself");
+}
+
+fn run(test: &str, as_nobody: bool) -> bool {
+    use std::os::unix::process::CommandExt;
+    const NOBODY: u32 = 65534;
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored", "--nocapture"]).current_dir("/");
+    if as_nobody {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    match command.output() {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(text.contains("1 passed"), "no such test: {text}");
+            for line in text.lines().filter(|line| line.starts_with("skipped: ")) {
+                println!("{line}");
+            }
+            true
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+            false
+        }
+    }
+}
+
+/// A child with a copy of this process's memory that waits until it is dropped.
+pub(crate) struct ForkedChild(i32);
+
+impl ForkedChild {
+    pub(crate) fn start() -> Self {
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: makes the child end with its parent, and waits for that or a signal.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        assert!(pid > 0);
+        Self(pid)
+    }
+
+    pub(crate) fn pid(&self) -> crate::units::Pid {
+        crate::units::Pid(self.0)
+    }
+}
+
+impl Drop for ForkedChild {
+    fn drop(&mut self) {
+        // SAFETY: the number is our child's, which nobody else waits for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
     }
 }

@@ -112,6 +112,9 @@ pub enum PagemapError {
         /// The process.
         pid: Pid,
     },
+    /// The address space of an open pagemap is gone.
+    #[error("the address space is gone")]
+    Ended,
     /// The file could not be opened: reading another process's memory layout needs ptrace rights.
     #[error("cannot open the pagemap of process {pid}")]
     Open {
@@ -150,6 +153,14 @@ pub enum PagemapError {
     },
 }
 
+impl PagemapError {
+    /// True if the process has ended: an outcome rather than an error to whoever watches processes.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone { .. } | Self::Ended)
+    }
+}
+
 /// An open pagemap. It stays with the address space it was opened on: after an exec the old, empty one.
 #[derive(Debug)]
 pub struct Pagemap {
@@ -180,7 +191,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// [`PagemapError::NotTracked`] where `check_wpasync` asks for it, [`PagemapError::NotSupported`] before Linux 6.7,
-    /// [`PagemapError::NoRoom`] for a buffer without capacity, else [`PagemapError::Scan`].
+    /// [`PagemapError::Ended`] when the process has, [`PagemapError::NoRoom`] for a buffer without capacity, else [`PagemapError::Scan`].
     pub fn scan(&self, range: Range, request: &ScanRequest, out: &mut Vec<Region>) -> Result<ScanEnd, PagemapError> {
         out.clear();
         if out.capacity() == 0 {
@@ -288,6 +299,7 @@ impl Pagemap {
             Ok(found) => Ok(usize::try_from(found).unwrap_or(0)),
             Err(source) => Err(match sys::errno(&source) {
                 libc::EPERM if arg.flags & PM_SCAN_CHECK_WPASYNC != 0 => PagemapError::NotTracked { range },
+                libc::ESRCH => PagemapError::Ended,
                 libc::ENOTTY => PagemapError::NotSupported,
                 _ => PagemapError::Scan { range, source },
             }),
@@ -397,3 +409,6 @@ impl PagemapEntry {
 pub fn entries_len(range: Range) -> usize {
     (range.len().0 / page_size()) as usize
 }
+
+#[cfg(test)]
+mod tests;

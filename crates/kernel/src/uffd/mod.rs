@@ -512,3 +512,6 @@ fn decode(message: &UffdMsg) -> Result<Option<Event>, UffdError> {
         _ => return Ok(None),
     }))
 }
+
+#[cfg(test)]
+mod tests;
