@@ -1,6 +1,8 @@
 //! Guests that really boot.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -78,22 +80,67 @@ fn a_guest_checks_its_memory_and_its_disk() {
     });
     assert!(shrunk, "the balloon took nothing");
 
-    // The check must be able to fail: wrong bytes where the guest has written.
+    // The check must be able to fail: wrong bytes in its memory...
+    let pid = fleet.guests[0].pid().unwrap();
+    assert!(spoil(pid, 256 << 20) > 0, "no page of the repeated text in the guest's memory");
+    let bad = fleet.guests[0].wait(MINUTES, |checks| checks.bad.first().cloned()).unwrap();
+    assert!(bad.contains("file=text"), "{bad}");
+    // ... and on its disk.
     let written = written_blocks(&disk);
     assert!(written > 0, "nothing reached the disk");
     std::fs::write(&disk, vec![0xee; 64 << 20]).unwrap();
-    fleet.guests[0].wait(MINUTES, |checks| checks.bad.first().cloned()).unwrap();
+    fleet.guests[0].wait(MINUTES, |checks| checks.bad.iter().find(|line| line.contains("disk")).cloned()).unwrap();
     let verdicts = fleet.verdicts(MINUTES).unwrap();
     assert!(!verdicts[0].ok && verdicts[0].bad > 0, "{verdicts:?}");
-    let pid = fleet.guests[0].pid().unwrap();
     drop(qmp);
     assert!(fleet.stop(MINUTES).unwrap().success());
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 }
 
+/// Changes one byte in each copy of a text in QEMU's mapping of this size, the guest's memory.
+fn spoil(pid: u32, size: u64) -> usize {
+    let text = b"a line that is repeated, and so are the pages that it fills, from some page on\n".repeat(3);
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let range = maps.lines().find_map(|line| {
+        let (from, to) = line.split_once(' ')?.0.split_once('-')?;
+        let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+        (to - from == size).then_some(from..to)
+    });
+    let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
+    let mut spoilt = 0;
+    let mut page = vec![0; 1 << 16];
+    for at in range.unwrap().step_by(page.len()) {
+        memory.read_exact_at(&mut page, at).unwrap();
+        if let Some(found) = page.windows(text.len()).position(|window| window == text) {
+            memory.write_all_at(b"A", at + found as u64).unwrap();
+            spoilt += 1;
+        }
+    }
+    spoilt
+}
+
 /// Blocks of 1 MiB that hold anything.
 fn written_blocks(disk: &Path) -> usize {
     std::fs::read(disk).unwrap().chunks(1 << 20).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+}
+
+#[test]
+fn a_guest_that_is_killed_is_not_waited_for() {
+    let Some(kernel) = kernel("6.1") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let initramfs = folder.path().join("initramfs");
+    check_initramfs(&kernel, &initramfs).unwrap();
+    let mut fleet = Fleet::start(&[], folder.path(), vec![GuestOptions::new("one", &kernel, &initramfs)]).unwrap();
+    let pid = loop {
+        match fleet.guests[0].pid() {
+            Ok(pid) => break pid,
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let error = fleet.wait_ready(MINUTES).unwrap_err();
+    assert!(error.to_string().starts_with("guest one ended"), "{error}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use super::checks::{Checks, Verdict};
@@ -84,13 +85,18 @@ impl Fleet {
         self.launcher.id()
     }
 
-    /// Waits until every guest has its files and goes round checking them.
+    /// Waits until every guest has its files and goes round checking them; returns the time that each needed.
     ///
     /// # Errors
     ///
     /// As [`Guest::wait_ready`].
     pub fn wait_ready(&mut self, timeout: Duration) -> Result<Vec<Duration>> {
-        self.guests.iter_mut().map(|guest| guest.wait_ready(timeout)).collect()
+        std::thread::scope(|scope| {
+            // Side by side, or a guest's time would be that of the slowest before it.
+            let waiting: Vec<_> =
+                self.guests.iter_mut().map(|guest| scope.spawn(move || guest.wait_ready(timeout))).collect();
+            waiting.into_iter().map(|guest| guest.join().expect("waiting does not panic")).collect()
+        })
     }
 
     /// Asks every guest for a verdict, and returns them once all have gone one more round.
@@ -112,7 +118,8 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// When a guest or the command is still there after 20 seconds and the longest round; all are killed then.
+    /// When the command is still there after `timeout`, which is to cover the longest round, and 20 seconds more; all
+    /// are killed then.
     pub fn stop(mut self, timeout: Duration) -> Result<ExitStatus> {
         self.guests.iter().try_for_each(|guest| guest.send("quit"))?;
         match self.wait_end(timeout + FAREWELL)? {
@@ -140,9 +147,6 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        if matches!(self.launcher.try_wait(), Ok(Some(_))) && self.guests.iter().all(Guest::is_gone) {
-            return;
-        }
         for guest in &mut self.guests {
             if let Ok((_, process)) = guest.find() {
                 // Gone already is as good.
@@ -153,7 +157,10 @@ impl Drop for Fleet {
         while Instant::now() < left && matches!(self.launcher.try_wait(), Ok(None)) {
             std::thread::sleep(TICK);
         }
-        if let Some(group) = i32::try_from(self.launcher.id()).ok().and_then(Pid::from_raw) {
+        // Once reaped, its number may be anybody's.
+        if matches!(self.launcher.try_wait(), Ok(None))
+            && let Some(group) = i32::try_from(self.launcher.id()).ok().and_then(Pid::from_raw)
+        {
             let _ = kill_process_group(group, Signal::KILL);
         }
         let _ = self.launcher.wait();
@@ -186,9 +193,12 @@ impl Guest {
         self.process.as_ref().context("found above")
     }
 
-    fn is_gone(&self) -> bool {
-        // QEMU removes its pid file when it exits by itself.
-        !self.options.file(&self.folder, "pid").exists()
+    /// Has QEMU run and ended?
+    fn is_gone(&mut self) -> bool {
+        let Ok((_, process)) = self.find() else { return false };
+        let mut events = [PollFd::new(process, PollFlags::IN)];
+        // A pidfd becomes readable when its process ends, reaped or not.
+        poll(&mut events, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Everything that the guest has said on its second serial port.
@@ -271,11 +281,9 @@ impl Guest {
     /// When it ends or the time is over, with what it has said.
     pub fn wait<T>(&mut self, timeout: Duration, condition: impl Fn(&Checks) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + timeout;
-        let mut alive = false;
         loop {
             // Before the look at the log, so that the last words of a guest that goes are not missed.
-            let gone = alive && self.is_gone();
-            alive |= !self.is_gone();
+            let gone = self.is_gone();
             if let Some(value) = condition(&self.checks()?) {
                 return Ok(value);
             }

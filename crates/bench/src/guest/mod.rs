@@ -10,6 +10,7 @@
 
 mod checks;
 mod closure;
+mod command;
 mod cpio;
 mod fleet;
 mod initramfs;
@@ -20,6 +21,7 @@ mod qemu;
 mod qmp;
 
 pub use checks::{Checks, Verdict};
+pub use command::GuestCommand;
 pub use fleet::{Fleet, Guest};
 pub use initramfs::{Initramfs, check_initramfs};
 pub use inside::{GuestFile, Output, run_inside};
