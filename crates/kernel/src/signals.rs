@@ -1,8 +1,11 @@
 //! Signals as something to read: blocked for the process and taken from a descriptor, with who sent them.
 
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use rustix::process::Signal;
 
@@ -20,21 +23,22 @@ pub struct Arrived {
 }
 
 /// Signals that this thread, and threads that it starts from now on, take from a descriptor.
-#[derive(Debug)]
 pub struct SignalFd {
     fd: OwnedFd,
+    before: libc::sigset_t,
 }
 
 impl SignalFd {
     /// Blocks the signals and opens the descriptor. To be called before there are other threads: one that has a signal
-    /// open takes it the usual way. A child is started with what std gives it, an empty mask.
+    /// open takes it the usual way. Children inherit the block: see [`SignalFd::restore_in`].
     ///
     /// # Errors
     /// What signalfd(2) says.
     pub fn block(signals: &[Signal]) -> io::Result<Self> {
         let set = set_of(signals);
-        // SAFETY: the set is initialised; the old mask is not asked for.
-        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+        let mut before = set_of(&[]);
+        // SAFETY: the set is initialised, the old mask is writable, and both live until the call returns.
+        let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
         if result != 0 {
             return Err(io::Error::from_raw_os_error(result));
         }
@@ -42,7 +46,22 @@ impl SignalFd {
         let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         sys::check(raw.into())?;
         // SAFETY: the number was opened by the call above and belongs to nobody else.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(raw) } })
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(Self { fd, before })
+    }
+
+    /// Gives a command the signal mask that there was before the block.
+    pub fn restore_in(&self, command: &mut Command) {
+        let before = self.before;
+        // SAFETY: the closure makes one system call, on a set of its own.
+        unsafe {
+            command.pre_exec(move || {
+                match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) {
+                    0 => Ok(()),
+                    error => Err(io::Error::from_raw_os_error(error)),
+                }
+            })
+        };
     }
 
     /// The next signal that has arrived, `None` if none is waiting.
@@ -68,6 +87,12 @@ impl SignalFd {
         // Zero and below are the codes of processes (kill, sigqueue, tgkill); the kernel's are above.
         let sender = (info.ssi_code <= 0).then_some(Pid(info.ssi_pid.cast_signed()));
         Ok(Some(Arrived { signal, sender }))
+    }
+}
+
+impl fmt::Debug for SignalFd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignalFd").field("fd", &self.fd).finish_non_exhaustive()
     }
 }
 
@@ -133,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_signal_is_read_with_its_sender() {
-        // A thread of its own: the mask dies with it. WINCH is ignored by default, should it reach another thread.
+        // Its own thread: the mask dies with it. WINCH is ignored by default, should it reach another thread.
         std::thread::spawn(|| {
             let signals = SignalFd::block(&[Signal::WINCH]).unwrap();
             assert_eq!(signals.take().unwrap(), None);
@@ -141,6 +166,27 @@ mod tests {
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGWINCH) };
             let arrived = signals.take().unwrap().unwrap();
             assert_eq!(arrived, Arrived { signal: Signal::WINCH, sender: Some(Pid::this()) });
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_command_has_the_mask_that_there_was_before() {
+        std::thread::spawn(|| {
+            let blocked = |restore: bool| {
+                let signals = SignalFd::block(&[Signal::WINCH]).unwrap();
+                let mut command = Command::new("grep");
+                command.args(["SigBlk", "/proc/self/status"]);
+                if restore {
+                    signals.restore_in(&mut command);
+                }
+                String::from_utf8(command.output().unwrap().stdout).unwrap()
+            };
+            let restored = blocked(true);
+            let inherited = blocked(false);
+            assert!(restored.trim_end().ends_with("0000000"), "{restored}");
+            assert!(inherited.trim_end().ends_with("8000000"), "{inherited}");
         })
         .join()
         .unwrap();

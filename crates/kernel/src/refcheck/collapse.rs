@@ -115,7 +115,7 @@ fn in_child() -> Result<bool, (u8, i32)> {
     // SAFETY: the area is our own mapping.
     unsafe { libc::madvise(area.cast(), HUGE, libc::MADV_HUGEPAGE) };
     watch(area)?;
-    if collapse(area) != libc::EBUSY {
+    if !found_free(area) {
         return Ok(false);
     }
     let mut pipe = [-1; 2];
@@ -129,10 +129,25 @@ fn in_child() -> Result<bool, (u8, i32)> {
     if unsafe { libc::vmsplice(pipe[1], &raw const held, 1, 0) } == -1 {
         return Err((5, errno()));
     }
-    let while_held = collapse(area);
+    let noticed = (0..8).all(|_| collapse(area) == libc::EAGAIN);
     // SAFETY: both descriptors are our own.
     unsafe { (libc::close(pipe[0]), libc::close(pipe[1])) };
-    Ok(while_held == libc::EAGAIN && collapse(area) == libc::EBUSY)
+    Ok(noticed && found_free(area))
+}
+
+/// True if the pages are found free. Compaction and reclaim may hold one for a moment, which is not the oracle's fault.
+fn found_free(area: *mut u8) -> bool {
+    for _ in 0..20 {
+        match collapse(area) {
+            libc::EBUSY => return true,
+            libc::EAGAIN => {}
+            _ => return false,
+        }
+        let pause = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+        // SAFETY: the structure is readable and lives until the call returns.
+        unsafe { libc::nanosleep(&raw const pause, std::ptr::null_mut()) };
+    }
+    false
 }
 
 /// The error number of MADV_COLLAPSE, 0 for success.
