@@ -79,6 +79,10 @@ pub struct Progress {
     pub tree: TreeSum,
     /// Processor seconds of ksmd since the start; `None` where ksmd cannot be seen.
     pub ksmd_cpu_seconds: Option<f64>,
+    /// The tree's part of the host's `pages_shared`: see [`Drive::bytes_saved`].
+    pub pages_shared: u64,
+    /// The tree's part of the host's `pages_sharing`.
+    pub pages_sharing: u64,
     /// Bytes that merging keeps the tree from using, see [`Drive::bytes_saved`].
     pub bytes_saved: u64,
     /// The most that it was.
@@ -268,12 +272,17 @@ impl Drive {
     /// KSM.
     #[must_use]
     pub fn bytes_saved(&self) -> u64 {
+        (self.shares().1 + self.sum.ksm_zero_pages).saturating_mul(kernel::page_size())
+    }
+
+    /// The tree's parts of `pages_shared` and `pages_sharing`.
+    fn shares(&self) -> (u64, u64) {
         let Counters { pages_shared, pages_sharing, .. } = self.counters;
         let mappings = (pages_shared + pages_sharing).max(1);
         let merging = self.sum.ksm_merging_pages.min(mappings);
-        let saved = u128::from(merging) * u128::from(pages_sharing) / u128::from(mappings);
-        let pages = u64::try_from(saved).unwrap_or(u64::MAX) + self.sum.ksm_zero_pages;
-        pages.saturating_mul(kernel::page_size())
+        let sharing = u128::from(merging) * u128::from(pages_sharing) / u128::from(mappings);
+        let sharing = u64::try_from(sharing).expect("not more than pages_sharing");
+        (merging - sharing, sharing)
     }
 
     /// Where it stands, with fresh counters.
@@ -289,7 +298,10 @@ impl Drive {
     /// Where it stood at the last look.
     #[must_use]
     pub fn last_progress(&self) -> Progress {
+        let (pages_shared, pages_sharing) = self.shares();
         Progress {
+            pages_shared,
+            pages_sharing,
             elapsed_seconds: self.started.elapsed().as_secs_f64(),
             phase: self.phase,
             settled: self.settled,
