@@ -235,7 +235,7 @@ pub fn identity(fd: impl AsFd) -> Result<(u64, u64), MemfdError> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::test_memory::{Anonymous, ForkedChild, in_own_process};
+    use crate::test_memory::{Anonymous, ForkedChild, in_own_process, started_by_a_test};
     use crate::units::{PageCount, page_size};
     use rustix::mm::{MapFlags, ProtFlags};
 
@@ -305,6 +305,9 @@ mod tests {
     #[test]
     #[ignore = "runs in a process of its own, started by the test above"]
     fn body_with_a_limit() {
+        if !started_by_a_test() {
+            return;
+        }
         let limit = crate::sched::Limit { soft: Some(4096), hard: Some(8192) };
         crate::sched::set_limit(Pid::this(), crate::sched::Resource::FileSize, limit).unwrap();
         let refused = create("test", Bytes(1 << 20));

@@ -89,11 +89,21 @@ pub(crate) fn in_own_process(test: &str) {
     assert!(run(test, false), "a test binary can execute itself");
 }
 
+/// True in the process that [`as_nobody`] or [`in_own_process`] has started; ignored tests that were asked for in
+/// another way would do harm or fail.
+pub(crate) fn started_by_a_test() -> bool {
+    let started = std::env::var_os("PAGEFOLD_TEST_BODY").is_some();
+    if !started {
+        println!("skipped: runs only from within another test");
+    }
+    started
+}
+
 fn run(test: &str, as_nobody: bool) -> bool {
     use std::os::unix::process::CommandExt;
     const NOBODY: u32 = 65534;
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args([test, "--exact", "--ignored", "--nocapture"]).current_dir("/");
+    command.args([test, "--exact", "--ignored", "--nocapture"]).current_dir("/").env("PAGEFOLD_TEST_BODY", "1");
     if as_nobody {
         command.uid(NOBODY).gid(NOBODY);
     }

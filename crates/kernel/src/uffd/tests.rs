@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::*;
-use crate::test_memory::{Anonymous, as_nobody, in_own_process};
+use crate::test_memory::{Anonymous, as_nobody, in_own_process, started_by_a_test};
 use crate::units::{PageCount, page_size};
 
 /// A descriptor with these features, or none where it is not permitted or the kernel lacks them.
@@ -119,6 +119,9 @@ fn forks_are_reported() {
 #[test]
 #[ignore = "runs in a process of its own, started by the test above"]
 fn body_a_fork_hands_over_the_childs_descriptor() {
+    if !started_by_a_test() {
+        return;
+    }
     let Some(uffd) = uffd(UffdFeatures::EVENT_FORK | UffdFeatures::EVENT_REMOVE) else { return };
     let memory = Anonymous::new(PageCount(1));
     uffd.register(memory.range(), Mode::MISSING).unwrap();
@@ -165,6 +168,9 @@ fn the_handshake_is_made_once_and_only_for_known_features() {
 #[test]
 #[ignore = "runs in a process of its own, started by a test above"]
 fn body_a_descriptor_outlives_its_address_space() {
+    if !started_by_a_test() {
+        return;
+    }
     let Some(uffd) = uffd(UffdFeatures::EVENT_FORK) else { return };
     let memory = Anonymous::new(PageCount(1));
     memory.fill(1);
@@ -199,6 +205,9 @@ fn without_a_grant_the_error_says_which() {
 #[test]
 #[ignore = "runs as another user, started by the test above"]
 fn body_without_a_grant() {
+    if !started_by_a_test() {
+        return;
+    }
     let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap();
     match Uffd::create(CreateFlags::empty()) {
         Err(UffdError::NotPermitted { device, syscall }) => {
