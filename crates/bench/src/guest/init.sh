@@ -10,7 +10,11 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs shm /dev/shm
-mount -t tmpfs tmp /tmp
+# Files of the image may lie below /tmp: they move into what is mounted over it.
+mkdir /run/tmp
+mount -t tmpfs tmp /run/tmp
+mv /tmp/* /run/tmp/ 2> /dev/null
+mount --move /run/tmp /tmp
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t tracefs tracing /sys/kernel/tracing
 mount -t bpf bpf /sys/fs/bpf

@@ -75,15 +75,23 @@ impl Kernel {
 /// Unpacks the newest package of a series into the cache.
 fn fetch(series: &str) -> Result<()> {
     let cache = cache();
-    let apt = cache.join("apt");
-    for folder in ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "archives/partial"] {
-        fs::create_dir_all(apt.join(folder)).with_context(|| format!("create {}", apt.display()))?;
-    }
+    fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
     // One at a time: two runs would unpack into each other's folder. Closing the file unlocks it.
     let lock = File::create(cache.join("lock")).context("create the cache's lock")?;
     lock.lock().context("lock the cache")?;
     if Kernel::present(series)?.is_some() {
         return Ok(());
+    }
+    let apt = cache.join("apt");
+    let unpacked = unpack(series, &cache, &apt);
+    // Package lists and the package: six times what they were needed for.
+    fs::remove_dir_all(&apt).context("remove apt's folder")?;
+    unpacked
+}
+
+fn unpack(series: &str, cache: &Path, apt: &Path) -> Result<()> {
+    for folder in ["etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d", "lists/partial", "archives/partial"] {
+        fs::create_dir_all(apt.join(folder)).with_context(|| format!("create {}", apt.display()))?;
     }
     fs::write(apt.join("etc/sources.list"), SOURCES)?;
     let config = apt.join("apt.conf");
@@ -96,7 +104,7 @@ fn fetch(series: &str) -> Result<()> {
             apt.display()
         ),
     )?;
-    let run = |program: &str, arguments: &[&str]| run(program, arguments, &config, &apt);
+    let run = |program: &str, arguments: &[&str]| run(program, arguments, &config, apt);
     run("apt-get", &["update", "-qq"])?;
     let names = run("apt-cache", &["pkgnames", &format!("linux-image-{series}.")])?;
     let newest = names
@@ -107,7 +115,7 @@ fn fetch(series: &str) -> Result<()> {
         .with_context(|| format!("Debian has no kernel {series}{FLAVOUR}"))?
         .to_owned();
     run("apt-get", &["download", "-qq", &format!("linux-image-{newest}")])?;
-    let package = children(&apt)?
+    let package = children(apt)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
         .context("apt-get download left no package")?;
@@ -116,8 +124,6 @@ fn fetch(series: &str) -> Result<()> {
         fs::remove_dir_all(&unpacked)?;
     }
     run("dpkg-deb", &["-x", &package.to_string_lossy(), &unpacked.to_string_lossy()])?;
-    // Package lists and the package: six times what they were needed for.
-    fs::remove_dir_all(&apt).context("remove apt's folder")?;
     fs::create_dir_all(&kernels)?;
     fs::rename(&unpacked, kernels.join(&newest)).context("move the kernel into the cache")
 }
