@@ -190,8 +190,13 @@ pub fn pread(fd: BorrowedFd<'_>, offset: u64, bytes: &mut [u8]) -> Result<usize,
     Ok(done)
 }
 
+/// A good size of the buffer for [`fill_from_remote`]: small enough to stay in the cache between read and write.
+/// Measured (`examples/speed.rs`) for 1 MiB: 1.3 to 1.4 us a page through 128 to 256 KiB, 1.4 to 1.6 through 1 MiB; straight
+/// into a shared mapping of the file 1.7 to 2.2, because every page is faulted in once more.
+pub const FILL_BUFFER: Bytes = Bytes(256 * 1024);
+
 /// Copies ranges of another process, one behind the other, into a memory file from `offset` on. `buffer` is the piece
-/// through which they go and may be reused.
+/// through which they go and may be reused; see [`FILL_BUFFER`].
 ///
 /// # Errors
 /// [`MemfdError::Write`], or [`MemfdError::Remote`] without rights on the process.

@@ -57,6 +57,9 @@ pub enum SharedError {
     /// The memory file is not one that the other side cannot shorten; an access behind its end would kill us.
     #[error("the memory file is not sealed against shrinking")]
     NotSealed,
+    /// It is no memory file of small pages, so an access could fail and kill us.
+    #[error("the descriptor is not one of a plain memory file")]
+    NotMemory,
     /// The memory file could not be made or looked up.
     #[error("cannot use the memory file")]
     Memfd(#[from] MemfdError),
@@ -97,8 +100,14 @@ impl<T: SharedLayout> SharedMap<T> {
     /// Maps a memory file, after making sure that it is long enough and stays so.
     ///
     /// # Errors
-    /// [`SharedError::TooShort`], [`SharedError::NotSealed`], [`SharedError::Map`].
+    /// [`SharedError::NotMemory`], [`SharedError::NotSealed`], [`SharedError::TooShort`], [`SharedError::Map`].
     pub fn map(fd: BorrowedFd<'_>) -> Result<Self, SharedError> {
+        // A huge page that is not to be had would be another SIGBUS.
+        const TMPFS_MAGIC: i64 = 0x0102_1994;
+        match rustix::fs::fstatfs(fd) {
+            Ok(stat) if stat.f_type == TMPFS_MAGIC => {}
+            Ok(_) | Err(_) => return Err(SharedError::NotMemory),
+        }
         // The seal first: what the size was before it could still be changed.
         match rustix::fs::fcntl_get_seals(fd) {
             Ok(seals) if seals.contains(SealFlags::SHRINK) => {}
@@ -209,7 +218,15 @@ mod tests {
         let result = SharedMap::<[AtomicU64; 1000]>::map(short.as_fd());
         assert!(matches!(result, Err(SharedError::TooShort { size, .. }) if size == PageCount(1).bytes()));
         let ordinary = tempfile::tempfile().unwrap();
-        assert!(matches!(SharedMap::<AtomicU32>::map(ordinary.as_fd()), Err(SharedError::NotSealed)));
+        let refused = SharedMap::<AtomicU32>::map(ordinary.as_fd());
+        assert!(matches!(refused, Err(SharedError::NotMemory | SharedError::NotSealed)), "{refused:?}");
+        let (pipe, _end) = io::pipe().unwrap();
+        assert!(matches!(SharedMap::<AtomicU32>::map(pipe.as_fd()), Err(SharedError::NotMemory)));
+        let flags = rustix::fs::MemfdFlags::ALLOW_SEALING | rustix::fs::MemfdFlags::HUGETLB;
+        if let Ok(huge) = rustix::fs::memfd_create("test", flags) {
+            rustix::fs::fcntl_add_seals(&huge, SealFlags::SHRINK).unwrap();
+            assert!(matches!(SharedMap::<AtomicU32>::map(huge.as_fd()), Err(SharedError::NotMemory)));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::io;
 
 use crate::procfs::ProcError;
+pub use crate::status::threads;
 use crate::sys;
 use crate::units::{Pid, Vaddr};
 

@@ -205,6 +205,9 @@ pub enum UffdError {
     /// The kernel was built without it.
     #[error("the kernel has no userfaultfd")]
     NotSupported,
+    /// A descriptor that came from elsewhere is something else.
+    #[error("the descriptor is not a userfaultfd")]
+    NotUserfaultfd,
     /// A feature is unknown to the kernel (EINVAL), not permitted (EPERM: EVENT_FORK needs CAP_SYS_PTRACE), or the
     /// handshake was made before.
     #[error("the userfaultfd features {features:?} are not granted")]
@@ -297,17 +300,21 @@ impl Uffd {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Takes a descriptor that came from another process, and makes it non-blocking.
+    /// Takes a descriptor that came from another process, and makes it non-blocking. What is not a userfaultfd is
+    /// refused: its sender could make up events, and a made-up fork names a descriptor of ours to be closed.
     ///
     /// # Errors
-    /// [`UffdError::Descriptor`].
+    /// [`UffdError::NotUserfaultfd`], [`UffdError::Descriptor`].
     pub fn from_owned_fd(fd: OwnedFd) -> Result<Self, UffdError> {
-        rustix::io::ioctl_fionbio(&fd, true)
-            .or_else(|_| {
-                let flags = rustix::fs::fcntl_getfl(&fd)?;
-                rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK)
-            })
-            .map_err(|source| UffdError::Descriptor { source: source.into() })?;
+        let error = |source: Errno| UffdError::Descriptor { source: source.into() };
+        // The kernel's name for it; paths of files begin with a slash, so that no file can be called like this.
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .map_err(|source| UffdError::Descriptor { source })?;
+        if name.as_os_str() != "anon_inode:[userfaultfd]" {
+            return Err(UffdError::NotUserfaultfd);
+        }
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(error)?;
+        rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(error)?;
         Ok(Self { fd })
     }
 

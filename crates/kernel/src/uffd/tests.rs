@@ -196,6 +196,17 @@ fn body_a_descriptor_outlives_its_address_space() {
 }
 
 #[test]
+fn descriptors_from_elsewhere_are_looked_at() {
+    let (one, _other) = crate::seqpacket::Seqpacket::pair().unwrap();
+    assert!(matches!(Uffd::from_owned_fd(one.into_owned_fd()), Err(UffdError::NotUserfaultfd)));
+    let Some(uffd) = uffd(UffdFeatures::empty()) else { return };
+    let fd = uffd.into_owned_fd();
+    let flags = rustix::fs::fcntl_getfl(&fd).unwrap();
+    rustix::fs::fcntl_setfl(&fd, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+    assert!(Uffd::from_owned_fd(fd).unwrap().read_event().unwrap().is_none(), "and does not block");
+}
+
+#[test]
 fn without_a_grant_the_error_says_which() {
     if !as_nobody("uffd::tests::body_without_a_grant") {
         println!("skipped: root, or a test binary that everybody may execute");
