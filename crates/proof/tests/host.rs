@@ -158,6 +158,26 @@ fn a_libc_with_a_missing_or_refused_site_is_unknown() {
     );
 }
 
+#[test]
+fn a_jump_into_a_site_spoils_a_real_libc() {
+    let Some(libc) = object(LIBC) else { return };
+    let mut elf = std::fs::read(LIBC).unwrap();
+    let at = |number| libc.sites.iter().find(|site| site.kind == SiteKind::Number(number)).unwrap().vaddr;
+    // Over the number of shmdt: a jump to the syscall of mprotect.
+    let (from, target) = (at(67), at(10) + 5);
+    let jump = i32::try_from(target.cast_signed() - (from + 5).cast_signed()).unwrap();
+    let shift = libc.unknown[0].vaddr - libc.unknown[0].file_offset;
+    let offset = usize::try_from(from - shift).unwrap();
+    assert_eq!(elf[offset..offset + 5], [0xb8, 67, 0, 0, 0]);
+    elf[offset] = 0xe9;
+    elf[offset + 1..offset + 5].copy_from_slice(&jump.to_le_bytes());
+    let spoilt = sites(&elf).unwrap();
+    assert_eq!(spoilt.refused.len(), 1, "{:?}", spoilt.refused);
+    assert_eq!((spoilt.refused[0].vaddr, &spoilt.refused[0].why), (target, &pagefold_proof::Why::Entered { target }));
+    let reasons = verdict(&spoilt).unwrap_err();
+    assert!(reasons.iter().any(|reason| reason == "unknown libc: no site of mprotect"), "{reasons:?}");
+}
+
 /// Other builds, put by hand into a folder: `PAGEFOLD_LIBCS=DIR`, one `libc.so.6` or `ld-linux-x86-64.so.2` a folder.
 #[test]
 fn other_builds() {

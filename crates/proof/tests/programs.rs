@@ -55,6 +55,17 @@ fn a_script_that_runs_itself_ends() {
 }
 
 #[test]
+fn scripts_nest_as_deep_as_the_kernel_lets_them() {
+    let folder = TempDir::new().unwrap();
+    let mut path = PathBuf::from("/bin/true");
+    for level in 1..=7 {
+        path = script(&folder, &format!("level{level}"), format!("#!{}\n", path.display()));
+        let ran = std::process::Command::new(&path).status();
+        assert_eq!(resolve_program(&path).is_ok(), ran.is_ok(), "level {level}: {ran:?}");
+    }
+}
+
+#[test]
 fn missing_and_forbidden_files_are_told_apart() {
     let folder = TempDir::new().unwrap();
     let missing = folder.path().join("none");

@@ -179,3 +179,13 @@ fn an_ioctl_of_libcs_own_is_left_alone() {
     // Nobody knows whose choice it is where there is no such function.
     assert_eq!(whys(&find(&[&own])), [&Why::NotContiguous { numbers: vec![16] }]);
 }
+
+#[test]
+fn a_number_that_is_computed_is_unknown() {
+    // mov eax, 9; add eax, ecx; syscall, and the same with a call in place of the addition.
+    for change in [&[0x01, 0xc8][..], &[0xe8, 0, 0, 0, 0]] {
+        let found = find(&[&[&[0xb8, 9, 0, 0, 0][..], change, &[0x0f, 0x05, RET]].concat()]);
+        assert!(found.sites.is_empty() && found.refused.is_empty(), "{found:?}");
+        assert_eq!(found.unknown.len(), 1);
+    }
+}
