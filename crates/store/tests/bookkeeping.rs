@@ -36,6 +36,35 @@ fn worst(strict: bool, run: u32, from: u64, pages: u32) -> f64 {
 }
 
 #[test]
+fn records_go_with_their_segments() {
+    let mut partition = Partition::open(Options { segment_pages: 16, ..Options::for_user(1) }).unwrap();
+    let mut page = vec![0; page_size() as usize];
+    let mut largest = 0;
+    for round in 0..64_u32 {
+        let requests: Vec<_> = (round * 512..(round + 1) * 512)
+            .map(|source| {
+                page[..4].copy_from_slice(&(source + 1).to_ne_bytes());
+                FillRequest { fingerprint: partition.secret().fingerprint(&page), source, continues: true }
+            })
+            .collect();
+        let report = partition.fill(&mut FillBuffer::new(), &requests, |requests, reads| {
+            for (slot, request) in requests.iter().enumerate() {
+                page[..4].copy_from_slice(&(request.source + 1).to_ne_bytes());
+                reads.put(slot, &page);
+            }
+        });
+        largest = largest.max(partition.bookkeeping().0);
+        let mut segments: Vec<_> = report.outcomes.iter().map(|outcome| outcome.place().unwrap().segment).collect();
+        segments.dedup();
+        assert!(segments.into_iter().all(|segment| partition.retire(segment)));
+    }
+    println!("{largest} bytes at most while 512 pages at a time came and went 64 times");
+    assert!(largest <= 512 * 64, "{largest}");
+    assert!(partition.bookkeeping().0 <= 4096, "{}", partition.bookkeeping());
+    assert_eq!(partition.counters().pages_retired, 64 * 512);
+}
+
+#[test]
 fn a_shared_page_costs_64_bytes_at_most() {
     let packed = worst(false, 256, 4096, 32_768);
     println!("packed: {packed:.1} bytes a page at worst");

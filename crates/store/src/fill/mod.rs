@@ -381,3 +381,6 @@ fn end_of_run<S>(requests: &[FillRequest<S>], verdicts: &[Verdict], slot: usize)
 fn page_bytes() -> usize {
     usize::try_from(page_size()).expect("a page fits into memory")
 }
+
+#[cfg(test)]
+mod tests;
