@@ -1,0 +1,444 @@
+//! Part (b) of `pagefold demo`: eight workers under the kernel's KSM, with the shared layout and with the default one.
+use std::fmt;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use kernel::Pid;
+use kernel::launch::Launch;
+use ksm::{DriveSettings, KsmSysfs, Layout, Pace, Rate, StackLimit};
+use serde::Serialize;
+
+use crate::ksm_run::Driven;
+
+const PYTHON_WORKER: &str = include_str!("demo_worker.py");
+const NODE_WORKER: &str = include_str!("demo_worker.js");
+
+/// Bytes of files that each worker loads.
+const CORPUS: u64 = 3_000_000;
+/// Longest that one layout may take to settle.
+const SETTLE: Duration = Duration::from_secs(6);
+/// What eight workers need beside what everybody else needs.
+const ROOM: u64 = 1 << 30;
+
+/// What the demonstration is to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartBOptions {
+    /// Workers in each of the two rounds.
+    pub(crate) workers: usize,
+    /// No progress on stderr.
+    pub(crate) quiet: bool,
+}
+
+impl Default for PartBOptions {
+    fn default() -> Self {
+        Self { workers: 8, quiet: false }
+    }
+}
+
+/// What was seen. Sizes in bytes, times in seconds.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartB {
+    /// Why it could not be done here; everything below is empty then.
+    pub(crate) skipped: Option<String>,
+    /// Workers in each round.
+    pub(crate) workers: usize,
+    /// What ran them.
+    pub(crate) interpreter: Option<String>,
+    /// What they loaded.
+    pub(crate) data: Option<String>,
+    /// The round with one layout for all.
+    pub(crate) shared_layout: Option<Round>,
+    /// The round as the kernel lays out processes.
+    pub(crate) default_layout: Option<Round>,
+    /// All together.
+    pub(crate) elapsed_seconds: f64,
+}
+
+/// One round.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Round {
+    /// What the workers added to the host's AnonPages and Shmem, before merging.
+    pub(crate) growth_bytes: u64,
+    /// The same after merging, at work.
+    pub(crate) growth_after_bytes: u64,
+    /// 1 - after / before.
+    pub(crate) saved_on_host: f64,
+    /// The headline: `saved_on_host` where the rest of the host kept still, else `saved_by_pss`.
+    pub(crate) saved: f64,
+    /// Both growths are the workers' own: the host's figures and the workers' proportional shares agree to a tenth.
+    pub(crate) host_was_still: bool,
+    /// Anonymous and shared memory of a worker by its proportional share (Pss), mean, before merging.
+    pub(crate) pss_per_worker_bytes: u64,
+    /// The same after merging.
+    pub(crate) pss_per_worker_after_bytes: u64,
+    /// 1 - after / before by Pss: what others do on the host does not touch this one.
+    pub(crate) saved_by_pss: f64,
+    /// Growth after every worker has read all that it holds.
+    pub(crate) growth_checked_bytes: u64,
+    /// KSM's pages of these workers.
+    pub(crate) pages_shared: u64,
+    /// Pages that they stand for.
+    pub(crate) pages_sharing: u64,
+    /// Zero pages.
+    pub(crate) ksm_zero_pages: u64,
+    /// From the start of ksmd until a pass brought nothing new.
+    pub(crate) settle_seconds: f64,
+    /// False if that was cut short.
+    pub(crate) settled: bool,
+    /// Processor time of ksmd.
+    pub(crate) ksmd_cpu_seconds: Option<f64>,
+    /// Rounds of reading and writing that each worker did meanwhile.
+    pub(crate) work_rounds: u64,
+    /// Workers whose digests before and after are equal, equal to everybody's, and whose writes are as they must be.
+    pub(crate) workers_right: usize,
+}
+
+impl PartB {
+    fn skipped(options: PartBOptions, why: String, started: Instant) -> Self {
+        Self {
+            skipped: Some(why),
+            workers: options.workers,
+            interpreter: None,
+            data: None,
+            shared_layout: None,
+            default_layout: None,
+            elapsed_seconds: started.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+impl fmt::Display for PartB {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(why) = &self.skipped {
+            return write!(f, "workers under KSM: not shown here: {why}");
+        }
+        let (interpreter, data) = (self.interpreter.as_deref().unwrap_or(""), self.data.as_deref().unwrap_or(""));
+        writeln!(f, "{} workers of {interpreter} under KSM, each with {data}", self.workers)?;
+        writeln!(f, "  layout   saved    host before      after  worker's Pss      after  workers right")?;
+        let rounds = [("shared", &self.shared_layout), ("default", &self.default_layout)];
+        for (name, round) in rounds.into_iter().filter_map(|(name, round)| Some((name, round.as_ref()?))) {
+            writeln!(
+                f,
+                "  {name:<7} {:>4.0} %  {:>9.1} MiB {:>6.1} MiB  {:>8.1} MiB {:>6.1} MiB  {} of {}{}",
+                100.0 * round.saved,
+                mib(round.growth_bytes),
+                mib(round.growth_after_bytes),
+                mib(round.pss_per_worker_bytes),
+                mib(round.pss_per_worker_after_bytes),
+                round.workers_right,
+                self.workers,
+                if round.host_was_still { "" } else { "  (others use the host: saved by Pss)" },
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+/// Shows it, or says why it cannot be shown here.
+///
+/// # Errors
+/// What kept it from being finished once it was begun.
+pub(crate) fn part_b(options: PartBOptions) -> anyhow::Result<PartB> {
+    let started = Instant::now();
+    let sysfs = KsmSysfs::host();
+    if let Err(missing) = ksm::check_writable(&sysfs) {
+        let why = match missing {
+            ksm::KsmError::ReadOnly { .. } => "KSM's settings can be written by root only; run it as root".to_owned(),
+            other => other.to_string(),
+        };
+        return Ok(PartB::skipped(options, why, started));
+    }
+    if kernel::ksm_sysfs::memory_merge().is_err() {
+        return Ok(PartB::skipped(options, "PR_SET_MEMORY_MERGE is missing (Linux 6.4)".to_owned(), started));
+    }
+    let available = kernel::status::meminfo()?.mem_available.get();
+    if available < ROOM {
+        let why = format!("only {:.0} MiB of memory are available, 1 GiB is needed", mib(available));
+        return Ok(PartB::skipped(options, why, started));
+    }
+    let Some(interpreter) = Interpreter::find() else {
+        return Ok(PartB::skipped(options, "neither python3 with sqlite3 nor node is installed".to_owned(), started));
+    };
+    let layout = match Layout::draw() {
+        Ok(layout) => layout,
+        Err(error) => return Ok(PartB::skipped(options, format!("no shared layout: {error}"), started)),
+    };
+    let files = interpreter.corpus();
+    let shared_layout = round("shared", layout, &interpreter, &files, options)?;
+    let default_layout = round("default", Layout::Default, &interpreter, &files, options)?;
+    Ok(PartB {
+        skipped: None,
+        workers: options.workers,
+        interpreter: Some(interpreter.program.display().to_string()),
+        data: Some(interpreter.data().to_owned()),
+        shared_layout: Some(shared_layout),
+        default_layout: Some(default_layout),
+        elapsed_seconds: started.elapsed().as_secs_f64(),
+    })
+}
+
+fn round(
+    name: &str,
+    layout: Layout,
+    interpreter: &Interpreter,
+    files: &[PathBuf],
+    options: PartBOptions,
+) -> anyhow::Result<Round> {
+    let say = |text: fmt::Arguments<'_>| {
+        if !options.quiet {
+            eprintln!("{name} layout: {text}");
+        }
+    };
+    let base = anonymous_and_shared()?;
+    say(format_args!("{} workers load their data", options.workers));
+    let mut workers = Vec::new();
+    for _ in 0..options.workers {
+        workers.push(Worker::start(interpreter, files, layout)?);
+    }
+    for worker in &mut workers {
+        worker.digest = worker.line()?;
+    }
+    let growth = anonymous_and_shared()?.saturating_sub(base);
+    let pss = pss_of(&workers)?;
+    say(format_args!("{:.0} MiB of memory; now they work, and ksmd merges", mib(growth)));
+
+    let began = Instant::now();
+    // Somebody is watching: no slower pace for the rest.
+    let fast = Rate { pages_to_scan: 5000, sleep_millisecs: 2 };
+    let settings = DriveSettings { pace: Pace::Adaptive { boost: fast, steady: fast }, use_zero_pages: true };
+    let mut driven = Driven::start_with(&KsmSysfs::host(), settings, options.quiet)?;
+    let mut work_rounds = 0;
+    loop {
+        // They read and write while it merges.
+        for worker in &mut workers {
+            worker.tell("work 5")?;
+        }
+        for worker in &mut workers {
+            worker.line()?;
+        }
+        work_rounds += 5;
+        let pause = driven.drive.tick()?;
+        if driven.drive.settled() || began.elapsed() > SETTLE {
+            break;
+        }
+        std::thread::sleep(pause.min(Duration::from_millis(100)));
+    }
+    let settle_seconds = began.elapsed().as_secs_f64();
+    let progress = driven.drive.progress()?;
+    let growth_after = anonymous_and_shared()?.saturating_sub(base);
+    let pss_after = pss_of(&workers)?;
+    let settled = driven.drive.settled();
+    driven.finish()?;
+
+    say(format_args!("{:.0} MiB are left; every worker checks all that it holds", mib(growth_after)));
+    for worker in &mut workers {
+        worker.tell("check")?;
+    }
+    let first = workers.first().map(|worker| worker.digest.clone()).unwrap_or_default();
+    let mut workers_right = 0;
+    for worker in &mut workers {
+        let answer = worker.line()?;
+        workers_right += usize::from(worker.digest == first && answer == format!("{first} right"));
+    }
+    let growth_checked = anonymous_and_shared()?.saturating_sub(base);
+    let each = options.workers.max(1) as u64;
+    // Whoever else takes or gives memory meanwhile shows up in the host's figures only.
+    let still = growth.abs_diff(pss) < pss / 10 && growth_after.abs_diff(pss_after) < pss / 10;
+    Ok(Round {
+        growth_bytes: growth,
+        growth_after_bytes: growth_after,
+        saved_on_host: saved(growth, growth_after),
+        saved: if still { saved(growth, growth_after) } else { saved(pss, pss_after) },
+        host_was_still: still,
+        pss_per_worker_bytes: pss / each,
+        pss_per_worker_after_bytes: pss_after / each,
+        saved_by_pss: saved(pss, pss_after),
+        growth_checked_bytes: growth_checked,
+        pages_shared: progress.pages_shared,
+        pages_sharing: progress.pages_sharing,
+        ksm_zero_pages: progress.tree.ksm_zero_pages,
+        settle_seconds,
+        settled,
+        ksmd_cpu_seconds: progress.ksmd_cpu_seconds,
+        work_rounds,
+        workers_right,
+    })
+}
+
+fn saved(before: u64, after: u64) -> f64 {
+    1.0 - after as f64 / before.max(1) as f64
+}
+
+fn anonymous_and_shared() -> anyhow::Result<u64> {
+    let info = kernel::status::meminfo()?;
+    Ok((info.anon_pages + info.shmem).get())
+}
+
+fn pss_of(workers: &[Worker]) -> anyhow::Result<u64> {
+    let mut sum = 0;
+    for worker in workers {
+        let memory = kernel::smaps::rollup(Pid(worker.child.id().cast_signed()))?;
+        sum += (memory.pss_anon + memory.pss_shmem).get();
+    }
+    Ok(sum)
+}
+
+/// One worker with its conversation. Dropping it ends it.
+struct Worker {
+    child: Child,
+    to: Option<ChildStdin>,
+    from: BufReader<ChildStdout>,
+    digest: String,
+}
+
+impl Worker {
+    fn start(interpreter: &Interpreter, files: &[PathBuf], layout: Layout) -> anyhow::Result<Self> {
+        let mut command = interpreter.command();
+        command.args(files).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut launch = Launch::new(command);
+        launch.memory_merge(true);
+        let (launched, _) = layout.spawn(launch, StackLimit::PutBack)?;
+        let mut child = launched.child;
+        let to = child.stdin.take();
+        let from = BufReader::new(child.stdout.take().context("a worker without output")?);
+        Ok(Self { child, to, from, digest: String::new() })
+    }
+
+    fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let to = self.to.as_mut().context("a worker without input")?;
+        writeln!(to, "{line}").context("a worker has ended")
+    }
+
+    fn line(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        anyhow::ensure!(self.from.read_line(&mut line)? > 0, "a worker has ended");
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The end of its input ends it; the kill is for one that hangs.
+        self.to = None;
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What can run the workers.
+struct Interpreter {
+    program: PathBuf,
+    kind: Kind,
+    /// Where its own library lies, in files that every installation has.
+    library: PathBuf,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Python { numpy: bool },
+    Node,
+}
+
+impl Interpreter {
+    /// A Python with sqlite3, with numpy rather than without; else a Node.
+    fn find() -> Option<Self> {
+        let mut pythons: Vec<Self> =
+            ["python3", "/usr/bin/python3"].into_iter().filter_map(|name| Self::python(Path::new(name))).collect();
+        pythons.sort_by_key(|found| found.kind != Kind::Python { numpy: true });
+        pythons.into_iter().next().or_else(Self::node)
+    }
+
+    /// Asks it where it really lies: what is in PATH may be a script of a version manager, which would be started with
+    /// the shared layout in place of the interpreter.
+    fn python(name: &Path) -> Option<Self> {
+        const QUESTION: &str = "import sys, sqlite3, sysconfig\nprint(sys.executable)\n\
+            print(sysconfig.get_paths()['stdlib'])\ntry:\n import numpy\n print('numpy')\nexcept ImportError: pass";
+        let answer = ask(Command::new(name).args(["-c", QUESTION]))?;
+        let mut lines = answer.lines();
+        let (program, library) = (lines.next()?.into(), lines.next()?.into());
+        Some(Self { program, library, kind: Kind::Python { numpy: lines.next().is_some() } })
+    }
+
+    fn node() -> Option<Self> {
+        let program: PathBuf = ask(Command::new("node").args(["-p", "process.execPath"]))?.trim().into();
+        Some(Self { program, library: "/usr/share".into(), kind: Kind::Node })
+    }
+
+    /// A command that runs the worker; its files are still missing.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        match self.kind {
+            Kind::Python { .. } => command.args(["-c", PYTHON_WORKER]),
+            // V8 places its heap and collects garbage by chance and by threads of its own; these make it repeatable.
+            Kind::Node => command
+                .args(["--hash-seed=1", "--random-seed=1", "--single-threaded", "--predictable"])
+                .args(["-e", NODE_WORKER, "--"]),
+        };
+        // One seed for all: the order of dictionaries is part of what they hold.
+        command.env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1").env("OPENBLAS_NUM_THREADS", "1");
+        command
+    }
+
+    fn data(&self) -> &'static str {
+        match self.kind {
+            Kind::Python { numpy: true } => {
+                "a dictionary of 100,000 entries, an SQLite database, a numpy array and texts"
+            }
+            Kind::Python { numpy: false } => "a dictionary of 100,000 entries, an SQLite database and texts",
+            Kind::Node => "a map of 100,000 entries and texts",
+        }
+    }
+
+    /// Files of this machine for the workers, always in the same order.
+    fn corpus(&self) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        let mut left = CORPUS;
+        for root in [self.library.as_path(), Path::new("/usr/include"), Path::new("/usr/share")] {
+            collect(root, &mut files, &mut left);
+        }
+        files
+    }
+}
+
+fn ask(command: &mut Command) -> Option<String> {
+    let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    answer.status.success().then(|| String::from_utf8(answer.stdout).ok())?
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>, left: &mut u64) {
+    let mut entries: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let Ok(kind) = entry.file_type() else { continue };
+        if *left == 0 {
+            return;
+        }
+        if kind.is_dir() {
+            collect(&entry.path(), files, left);
+        } else if kind.is_file()
+            && let Ok(found) = entry.metadata()
+            && (1..=1 << 20).contains(&found.len())
+            && entry
+                .path()
+                .extension()
+                .is_some_and(|end| ["py", "h", "js", "txt", "pl", "pm", "xml"].iter().any(|&word| end == word))
+        {
+            *left = left.saturating_sub(found.len());
+            files.push(entry.path());
+        }
+    }
+}
