@@ -1,5 +1,33 @@
 //! Every kernel interface that pagefold uses, behind safe functions, and the probe that tells which of them work here.
+//!
+//! * What a process has in memory: [`maps`], [`smaps`], [`pagemap`] (with PAGEMAP_SCAN), [`remote`] (its content).
+//! * What is done to it: [`uffd`] (freeze, track writes, give pages back), [`memfd`], [`ksm_sysfs`].
+//! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
+//! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
+//! * What goes on: [`status`], [`task`], [`sched`].
+//! * What works here: [`probe`].
+//!
+//! A process that has ended, a mapping that has changed, a race that is lost are outcomes, i.e. values of an enum;
+//! errors carry what they were about and what the kernel said. Descriptors are owned and closed on exec.
+//!
+//! ```
+//! use pagefold_kernel::{Category, Pagemap, Pid, ScanRequest, maps};
+//!
+//! // How many of our own pages are there?
+//! let pagemap = Pagemap::open(Pid::this())?;
+//! let present = ScanRequest { mask: Category::PRESENT, ret: Category::PRESENT, ..ScanRequest::default() };
+//! let (mut pages, mut regions) = (0, Vec::new());
+//! for vma in maps::read(Pid::this())? {
+//!     match pagemap.scan_all(vma.range, &present, &mut regions) {
+//!         Ok(()) => pages += regions.iter().map(|region| region.range.pages().get()).sum::<u64>(),
+//!         Err(error) => println!("{}: {error}", vma.range), // e.g. a kernel before 6.7
+//!     }
+//! }
+//! println!("{pages} pages");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+mod own_memory;
 mod sys;
 #[cfg(test)]
 mod test_memory;

@@ -3,12 +3,11 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
-use rustix::mm::{MapFlags, ProtFlags};
-
 use super::{Feature, Name, State};
 use crate::ksm_sysfs::{self, KsmError, KsmSysfs};
 use crate::maps::MapsFile;
 use crate::memfd;
+use crate::own_memory::OwnMapping;
 use crate::pagemap::{Category, Pagemap, PagemapError, ScanRequest};
 use crate::pidfd::{Pidfd, PidfdError};
 use crate::procfs::ProcError;
@@ -16,7 +15,7 @@ use crate::refcheck::{self, collapse::CollapseError};
 use crate::sched::{self, Policy, SchedError};
 use crate::seqpacket::Seqpacket;
 use crate::uffd::{CreateFlags, USERFAULTFD_DEVICE, Uffd, UffdError, UffdFeatures};
-use crate::units::{Bytes, Pid, Range, Vaddr, page_size};
+use crate::units::{Bytes, PageCount, Pid, Range, Vaddr, page_size};
 use crate::{status, sys, task};
 
 /// All features, in the order of the report.
@@ -182,34 +181,8 @@ fn procmap_query() -> State {
     }
 }
 
-/// A page of our own to try things on.
-struct Page(*mut libc::c_void);
-
-impl Page {
-    fn new() -> io::Result<Self> {
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        let length = page_size() as usize;
-        // SAFETY: the kernel chooses the address, so no existing memory is touched.
-        let pointer = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), length, prot, MapFlags::PRIVATE) }?;
-        Ok(Self(pointer))
-    }
-
-    fn madvise(&self, advice: i32) -> io::Result<()> {
-        // SAFETY: the page is our own mapping's, and nobody holds references into it.
-        sys::check(unsafe { libc::madvise(self.0, page_size() as usize, advice) }.into()).map(|_| ())
-    }
-}
-
-impl Drop for Page {
-    fn drop(&mut self) {
-        // SAFETY: the page is our own mapping's, and nobody holds references into it.
-        let unmapped = unsafe { rustix::mm::munmap(self.0, page_size() as usize) };
-        debug_assert!(unmapped.is_ok(), "a mapping of our own can be unmapped");
-    }
-}
-
 fn madv_populate_write() -> State {
-    match Page::new().and_then(|page| page.madvise(libc::MADV_POPULATE_WRITE)) {
+    match OwnMapping::anonymous(PageCount(1)).and_then(|page| page.advise(libc::MADV_POPULATE_WRITE)) {
         Ok(()) => yes(""),
         Err(error) if sys::errno(&error) == libc::EINVAL => too_old("5.14"),
         Err(error) => unknown(&error),
@@ -268,14 +241,12 @@ fn kcmp() -> State {
 }
 
 fn page_frame_numbers() -> State {
-    let page = match Page::new().and_then(|page| page.madvise(libc::MADV_NORMAL).map(|()| page)) {
+    let page = match OwnMapping::anonymous(PageCount(1)) {
         Ok(page) => page,
         Err(error) => return unknown(&error),
     };
-    // SAFETY: the page is our own mapping's.
-    unsafe { page.0.cast::<u8>().write_volatile(1) };
-    let address = Vaddr(page.0.expose_provenance() as u64);
-    match Pagemap::open(Pid::this()).and_then(|pagemap| pagemap.entry(address)) {
+    page.touch(1);
+    match Pagemap::open(Pid::this()).and_then(|pagemap| pagemap.entry(page.start())) {
         Ok(entry) if entry.pfn().is_some() => yes(""),
         Ok(_) => no("pagemap hides them from this user", "CAP_SYS_ADMIN"),
         Err(error) => unknown(&error),

@@ -8,6 +8,7 @@
 pub mod bpf;
 mod btf;
 pub mod collapse;
+mod program;
 
 pub use bpf::{BpfCheck, Unavailable};
 pub use collapse::collapse_oracle_works;
