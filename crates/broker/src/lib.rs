@@ -1,1 +1,37 @@
-//! Placeholder of the room while its first piece is written.
+//! The process that owns the store: it takes members in, decides what to merge, and orders it.
+//!
+//! * [`Rendezvous`] is where helpers and library callers find the broker, with the partition's secret.
+//! * [`Broker`] holds one partition and its members. [`Broker::serve`] runs until it is told to stop; a
+//!   [`BrokerHandle`] asks it things from other threads.
+//! * Each member has an attendant thread that answers its reference checks within a millisecond and one that reads the
+//!   events of its userfaultfd.
+//! * [`guardian`] is the small process beside the broker that gives pages back when broker and helper both die.
+//!
+//! The broker believes nothing that a member writes. The control area belongs to a program that may be hostile: counts
+//! are clamped, addresses are used on that member's own address space only, and what is reported as saved is read from
+//! the kernel.
+
+#![forbid(unsafe_code)]
+
+mod account;
+mod attendant;
+mod broker;
+mod cycle;
+mod error;
+pub mod guardian;
+mod image;
+mod member;
+mod order;
+mod recovery;
+mod rendezvous;
+mod settings;
+mod view;
+mod wishes;
+
+pub use account::{FrozenSeconds, Refusals, Summary};
+pub use broker::{Broker, BrokerHandle};
+pub use error::BrokerError;
+pub use image::{AgentFiles, host_sites, image_bytes};
+pub use rendezvous::{Rendezvous, Token};
+pub use settings::{CheckChoice, Settings};
+pub use wishes::{MergeReport, Wish, Wished};

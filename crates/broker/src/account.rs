@@ -1,0 +1,314 @@
+//! What was merged, as the kernel shows it, and the summary of a run.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
+
+use abi::control::Control;
+use abi::frozen::{BUCKETS, upper_bound};
+use abi::place::Outcome;
+use kernel::{Category, Pagemap, ScanRequest, maps, page_size};
+use page::SegmentId;
+use serde::Serialize;
+use store::Partition;
+
+use crate::member::Member;
+use crate::view::Bits;
+
+/// Pages left as they were, by reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Refusals(pub BTreeMap<&'static str, u64>);
+
+impl Refusals {
+    /// Counts one page.
+    pub fn count(&mut self, outcome: Outcome) {
+        if let Some((_, word)) = Outcome::REFUSALS.iter().find(|(refusal, _)| *refusal == outcome) {
+            *self.0.entry(word).or_default() += 1;
+        }
+    }
+
+    /// Counts pages by another word.
+    pub fn add(&mut self, word: &'static str, pages: u64) {
+        if pages > 0 {
+            *self.0.entry(word).or_default() += pages;
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
+/// How long pages were frozen, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct FrozenSeconds {
+    /// Half of the batches took at most this.
+    pub p50: f64,
+    /// 99 % of the batches took at most this.
+    pub p99: f64,
+    /// 99.9 % of the batches took at most this.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// The state of a partition. Page counters are the last sample before the members' end.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// Label, or `null`.
+    pub partition: Option<String>,
+    /// `store`.
+    pub backend: &'static str,
+    /// The check in use: `bpf`, `collapse`, `vouch`.
+    pub check: &'static str,
+    /// Members at this moment, or at the last sample.
+    pub processes: u64,
+    /// Members ever.
+    pub processes_ever: u64,
+    /// Pages under management.
+    pub pages_managed: u64,
+    /// Pages of ranges that were handed over and cannot be managed.
+    pub pages_unfit: u64,
+    /// Store pages that are mapped somewhere.
+    pub pages_shared: u64,
+    /// Mappings of store pages beyond the first of each: pages saved.
+    pub pages_sharing: u64,
+    /// Zero pages dropped and still not there.
+    pub zero_pages: u64,
+    /// Bytes saved after bookkeeping, never below 0.
+    pub bytes_saved: u64,
+    /// The most that was saved at any time.
+    pub bytes_saved_peak: u64,
+    /// Pages merged, ever.
+    pub merges: u64,
+    /// Merged pages that were written, ever.
+    pub unshared_by_write: u64,
+    /// Pages that diverged and have not been taken again.
+    pub diverged: u64,
+    /// Diverged pages taken again, ever.
+    pub retaken: u64,
+    /// Pages refused, ever, by reason.
+    pub refused: Refusals,
+    /// How long pages were frozen.
+    pub frozen_seconds: FrozenSeconds,
+    /// Batches.
+    pub batches: u64,
+    /// Pages of the store, mapped or not.
+    pub store_pages: u64,
+    /// Segments of the store.
+    pub store_segments: u64,
+    /// CPU time of broker and helpers.
+    pub cpu_seconds: f64,
+    /// Time since the start.
+    pub elapsed_seconds: f64,
+    /// Why helpers were not taken in, a line each.
+    pub helper_refused: Vec<String>,
+}
+
+/// Counters that only rise, for the whole partition.
+#[derive(Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) merges: u64,
+    pub(crate) retaken: u64,
+    pub(crate) zero: u64,
+    pub(crate) unshared: u64,
+    pub(crate) refused: Refusals,
+    /// Of members that are gone.
+    frozen: Vec<u64>,
+    frozen_max_ns: u64,
+    helper_cpu_ns: u64,
+    batches: u64,
+}
+
+impl Totals {
+    /// Keeps a leaving member's counters.
+    pub(crate) fn keep(&mut self, control: &Control) {
+        add_frozen(&mut self.frozen, control);
+        self.frozen_max_ns = self.frozen_max_ns.max(control.counters.frozen_max_ns.load(SeqCst));
+        self.helper_cpu_ns = self.helper_cpu_ns.saturating_add(control.counters.helper_cpu_ns.load(SeqCst));
+        self.batches = self.batches.saturating_add(control.counters.batches.load(SeqCst));
+    }
+}
+
+fn add_frozen(sum: &mut Vec<u64>, control: &Control) {
+    sum.resize(BUCKETS, 0);
+    for (bucket, count) in sum.iter_mut().zip(&control.counters.frozen) {
+        *bucket = bucket.saturating_add(count.load(SeqCst));
+    }
+}
+
+/// What the members map of the store at one moment.
+#[derive(Default)]
+pub(crate) struct Sample {
+    pub(crate) processes: u64,
+    pub(crate) managed: u64,
+    pub(crate) unfit: u64,
+    /// Mappings of store pages that still show the store's page.
+    mapped: u64,
+    /// Distinct store pages among them.
+    shared: u64,
+    pub(crate) diverged: u64,
+    pub(crate) zero: u64,
+    pub(crate) vmas: u64,
+    /// Pages mapped of each segment.
+    pub(crate) used: HashMap<SegmentId, u32>,
+}
+
+/// Reads off the kernel what each member maps of the store.
+pub(crate) fn sample(members: &mut [Member], inodes: &HashMap<u64, SegmentId>) -> Sample {
+    let mut sample = Sample::default();
+    let mut seen: HashMap<SegmentId, Bits> = HashMap::new();
+    for member in members {
+        let (Ok(vmas), Ok(pagemap)) = (maps::read(member.pid), Pagemap::open(member.helper)) else { continue };
+        sample.processes += 1;
+        sample.managed += member.view.pages();
+        sample.unfit += member.view.unfit_pages;
+        member.view.vmas = vmas.len() as u64;
+        for vma in vmas.iter().filter(|vma| !vma.shared && vma.write) {
+            let Some(segment) = inodes.get(&vma.inode) else { continue };
+            let pages = vma.range.pages().get();
+            let first = vma.offset / page_size();
+            let bits = seen.entry(*segment).or_insert_with(|| Bits::new(first + pages));
+            let mut private = Vec::new();
+            let request = ScanRequest {
+                inverted: Category::FILE,
+                mask: Category::PRESENT | Category::FILE,
+                ret: Category::PRESENT,
+                ..ScanRequest::default()
+            };
+            if pagemap.scan_all(vma.range, &request, &mut private).is_err() {
+                continue;
+            }
+            sample.vmas += 1;
+            let mut at = vma.range.start();
+            let mut clean = |from: kernel::Vaddr, to: kernel::Vaddr| {
+                for page in from.page_index()..to.page_index() {
+                    let offset = first + (page - vma.range.start().page_index());
+                    bits.grow(offset + 1);
+                    bits.set(offset, true);
+                    sample.mapped += 1;
+                    *sample.used.entry(*segment).or_default() += 1;
+                }
+            };
+            for region in &private {
+                clean(at, region.range.start());
+                at = region.range.end();
+                sample.diverged += region.range.pages().get();
+            }
+            clean(at, vma.range.end());
+        }
+        for area in &mut member.view.areas {
+            if area.dropped.count() == 0 {
+                continue;
+            }
+            let mut there = Vec::new();
+            let request = ScanRequest {
+                inverted: Category::PFNZERO,
+                mask: Category::PRESENT | Category::PFNZERO,
+                ret: Category::PRESENT,
+                ..ScanRequest::default()
+            };
+            if pagemap.scan_all(area.range, &request, &mut there).is_ok() {
+                let start = area.range.start().page_index();
+                for region in there {
+                    for page in region.range.start().page_index()..region.range.end().page_index() {
+                        area.dropped.set(page - start, false);
+                    }
+                }
+            }
+            sample.zero += area.dropped.count();
+        }
+    }
+    sample.shared = seen.values().map(Bits::count).sum();
+    sample
+}
+
+/// Everything together.
+pub(crate) struct Books<'a> {
+    pub(crate) label: Option<String>,
+    pub(crate) check: &'static str,
+    pub(crate) totals: &'a Totals,
+    pub(crate) members: &'a [Member],
+    pub(crate) members_ever: u64,
+    pub(crate) partition: &'a Partition,
+    pub(crate) index_entries: u64,
+    pub(crate) started: Instant,
+    pub(crate) peak: u64,
+}
+
+impl Books<'_> {
+    /// The summary for a sample.
+    pub(crate) fn summary(&self, sample: &Sample) -> Summary {
+        let store = self.partition.counters();
+        let sharing = sample.mapped.saturating_sub(sample.shared);
+        // Pages of the store that nobody maps any more are memory too.
+        let idle = store.pages_shared.saturating_sub(sample.shared);
+        let books = page::profit::StoreBooks {
+            pages_saved: sharing.saturating_sub(idle),
+            zero_pages: sample.zero,
+            vmas_added: sample.vmas,
+            managed_pages: sample.managed,
+            index_entries: self.index_entries,
+            pages_shared: store.pages_shared,
+            segments: store.segments,
+        };
+        let saved = u64::try_from(books.profit(page_size())).unwrap_or(0);
+        let mut frozen = self.totals.frozen.clone();
+        let (mut max, mut cpu, mut batches) =
+            (self.totals.frozen_max_ns, self.totals.helper_cpu_ns, self.totals.batches);
+        for member in self.members {
+            let counters = &member.control().counters;
+            add_frozen(&mut frozen, member.control());
+            max = max.max(counters.frozen_max_ns.load(SeqCst));
+            cpu = cpu.saturating_add(counters.helper_cpu_ns.load(SeqCst));
+            batches = batches.saturating_add(counters.batches.load(SeqCst));
+        }
+        let own = kernel::sched::usage(kernel::sched::Whose::Own).cpu().as_secs_f64();
+        Summary {
+            partition: self.label.clone(),
+            backend: "store",
+            check: self.check,
+            processes: sample.processes,
+            processes_ever: self.members_ever,
+            pages_managed: sample.managed,
+            pages_unfit: sample.unfit,
+            pages_shared: sample.shared,
+            pages_sharing: sharing,
+            zero_pages: sample.zero,
+            bytes_saved: saved,
+            bytes_saved_peak: saved.max(self.peak),
+            merges: self.totals.merges,
+            unshared_by_write: self.totals.unshared,
+            diverged: sample.diverged,
+            retaken: self.totals.retaken,
+            refused: self.totals.refused.clone(),
+            frozen_seconds: FrozenSeconds {
+                p50: quantile(&frozen, 0.5),
+                p99: quantile(&frozen, 0.99),
+                p999: quantile(&frozen, 0.999),
+                max: max as f64 / 1e9,
+            },
+            batches,
+            store_pages: store.pages_shared,
+            store_segments: store.segments,
+            cpu_seconds: own + cpu as f64 / 1e9,
+            elapsed_seconds: self.started.elapsed().as_secs_f64(),
+            helper_refused: Vec::new(),
+        }
+    }
+}
+
+fn quantile(buckets: &[u64], share: f64) -> f64 {
+    let total: u64 = buckets.iter().sum();
+    let mut left = (total as f64 * share).ceil() as u64;
+    for (index, count) in buckets.iter().enumerate() {
+        if left <= *count && total > 0 {
+            return upper_bound(index) as f64 / 1e9;
+        }
+        left -= (*count).min(left);
+    }
+    0.0
+}

@@ -1,0 +1,163 @@
+//! Two threads that wait on each member: one answers its reference checks, one reads the events of its userfaultfd.
+//!
+//! Each member has its own, since a thread can be held up in one member's mmap_lock and would then miss everybody
+//! else's deadline.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use abi::BATCH_MAX;
+use abi::control::{Control, check, journal};
+use kernel::refcheck::BpfCheck;
+use kernel::sched::{Policy, set_policy};
+use kernel::{
+    Event, Pagemap, PagemapEntry, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, page_size, pidfd, remote,
+};
+
+use crate::error::BrokerError;
+use crate::recovery::{Grounds, copy};
+
+/// How long an attendant sleeps before it looks whether it is still needed.
+const LOOK_UP: Duration = Duration::from_millis(200);
+/// How long the checker looks for the next question before it sleeps: while a plan runs they come close together.
+const SPIN: Duration = Duration::from_micros(60);
+
+/// What both threads share with the member.
+pub(crate) struct Attended {
+    pub(crate) control: SharedMap<Control>,
+    pub(crate) uffd: Uffd,
+    pub(crate) grounds: Grounds,
+    pub(crate) over: AtomicBool,
+}
+
+/// The threads of one member.
+pub(crate) struct Attendants {
+    attended: Arc<Attended>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Attendants {
+    /// Starts them. `check` is `None` where exact counts cannot be had; `events` says whether fork events were asked
+    /// for, which must then be read or every fork of the program would hang.
+    pub(crate) fn start(
+        attended: &Arc<Attended>,
+        helper: Pid,
+        check: Option<BpfCheck>,
+        priority: bool,
+        events: bool,
+    ) -> Result<Self, BrokerError> {
+        let mut threads = Vec::new();
+        let builder = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
+        if let Some(check) = check {
+            let attended = Arc::clone(attended);
+            let run = move || answer_checks(&attended, helper, check, priority);
+            threads.push(builder("pf-check").spawn(run).map_err(BrokerError::Thread)?);
+        }
+        if events {
+            let attended = Arc::clone(attended);
+            threads.push(builder("pf-events").spawn(move || read_events(&attended)).map_err(BrokerError::Thread)?);
+        }
+        Ok(Self { attended: Arc::clone(attended), threads })
+    }
+}
+
+impl Drop for Attendants {
+    fn drop(&mut self) {
+        self.attended.over.store(true, SeqCst);
+        let _ = futex_wake(&self.attended.control.check.state, u32::MAX);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: bool) {
+    // Frame numbers through the helper: those of the program vanish when its main thread ends.
+    let Ok(pagemap) = Pagemap::open(helper) else { return };
+    if priority {
+        // Above the helper: it waits for this answer with pages frozen.
+        let _ = set_policy(Pid(0), Policy::Fifo { priority: 2 });
+    }
+    let question = &attended.control.check;
+    let areas = [attended.grounds.scratch, attended.grounds.diverged_scratch];
+    let mut last = Instant::now();
+    while !attended.over.load(SeqCst) {
+        if question.state.compare_exchange(check::ASKED, check::SERVING, SeqCst, SeqCst).is_ok() {
+            let count = (question.count.load(SeqCst) as usize).min(BATCH_MAX);
+            let address = Vaddr(question.address.load(SeqCst));
+            let mut refs = [0; BATCH_MAX];
+            let refs = &mut refs[..count];
+            // Only the scratch areas are ever asked about; anything else is answered with "unknown".
+            if !areas.contains(&address) || bpf.refs_at(&pagemap, address, refs).is_err() {
+                refs.fill(0);
+            }
+            for (slot, count) in question.refs.iter().zip(refs.iter()) {
+                slot.store(*count, SeqCst);
+            }
+            if question.state.compare_exchange(check::SERVING, check::ANSWERED, SeqCst, SeqCst).is_ok() {
+                let _ = futex_wake(&question.state, 1);
+            }
+            last = Instant::now();
+        } else if last.elapsed() < SPIN {
+            std::hint::spin_loop();
+        } else {
+            let state = question.state.load(SeqCst);
+            if state != check::ASKED {
+                let _ = futex_wait(&question.state, state, Some(LOOK_UP));
+            }
+        }
+    }
+}
+
+fn read_events(attended: &Attended) {
+    use std::os::fd::AsFd;
+    while !attended.over.load(SeqCst) {
+        match pidfd::poll_in(attended.uffd.as_fd(), Some(LOOK_UP)) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(_) => return,
+        }
+        loop {
+            match attended.uffd.read_event() {
+                Ok(Some(Event::Fork { uffd })) => fill_child(attended, &uffd),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// A fork went past the gate. If pages were frozen at that moment, the child has holes where they belong: fill them
+/// before the child's descriptor is closed, which lets the child go on.
+pub(crate) fn fill_child(attended: &Attended, child: &Uffd) {
+    let journal = &attended.control.journal;
+    let scratch = match journal.state.load(SeqCst) {
+        journal::PLAIN => attended.grounds.scratch,
+        journal::DIVERGED => attended.grounds.diverged_scratch,
+        _ => return,
+    };
+    let pid = attended.grounds.pid;
+    let Ok(pagemap) = Pagemap::open(pid) else { return };
+    let mut entries = [PagemapEntry(0); BATCH_MAX];
+    if !pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
+        return;
+    }
+    let mut buffer = vec![0; usize::try_from(page_size()).expect("a page is small")];
+    let count = (journal.count.load(SeqCst) as usize).min(BATCH_MAX);
+    for (slot, entry) in entries.iter().enumerate().take(count) {
+        let source = Vaddr(journal.source[slot].load(SeqCst));
+        if source.get() == 0 || !source.is_page_aligned() {
+            continue;
+        }
+        // Back in its place already: the same bytes, unless the program has written them since the fork.
+        let at =
+            if entry.present() { scratch.checked_add(kernel::PageCount(slot as u64).bytes()) } else { Some(source) };
+        let Some(at) = at else { continue };
+        if remote::read(pid, at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
+            let _ = copy(child, source, &buffer);
+        }
+    }
+}

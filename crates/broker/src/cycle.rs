@@ -1,0 +1,290 @@
+//! Looking at pages and finding their twins.
+
+use std::collections::HashMap;
+
+use kernel::remote::{ReadOutcome, read_ranges};
+use kernel::{Category, Pagemap, Pid, Range, Region, ScanRequest, Vaddr, page_size};
+use page::{CandidateIndex, Fingerprint, Kind, Location, PageNumber, PageRange, Place, Sighting, Spans, is_zero};
+use store::{FillBuffer, FillRequest, Partition, ProcessPage, read_processes};
+
+use crate::order::{Item, Task};
+
+/// Most bytes read at a time: what fits into a second-level cache, so that a page is hashed where it was just put.
+const READ_AT_ONCE: u64 = 1 << 20;
+/// Subpages of a huge page that must have twins before it is worth splitting: a quarter.
+const HUGE_SHARE: u64 = 4;
+
+/// What was found out about pages, until it is turned into orders.
+#[derive(Default)]
+pub(crate) struct Findings {
+    /// For each member (by index) the pages with what to do.
+    pub(crate) items: HashMap<u32, Vec<Item>>,
+    /// Contents that two pages have and the store does not: copied from the first page named.
+    fills: Vec<(Fingerprint, ProcessPage)>,
+    /// Which fill a content is.
+    fill_of: HashMap<Fingerprint, usize>,
+    /// Pages that wait for a fill.
+    takers: Vec<(Location, usize)>,
+    /// Pages in which nothing was found: they sleep until they are written.
+    pub(crate) looked: Vec<(u32, PageNumber)>,
+    pub(crate) pages_read: u64,
+    pub(crate) zero_pages: u64,
+}
+
+impl Findings {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.fills.is_empty()
+    }
+
+    /// Pages that wait to be copied into the store.
+    pub(crate) fn fills(&self) -> usize {
+        self.fills.len()
+    }
+}
+
+/// The tools of a look.
+pub(crate) struct Eyes {
+    pub(crate) index: CandidateIndex,
+    pub(crate) spans: Spans,
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) fill_buffer: FillBuffer,
+}
+
+/// Pages of one member that are to be looked at.
+pub(crate) struct Look<'a> {
+    pub(crate) owner: u32,
+    /// Whom to read: the helper, which shares the member's memory.
+    pub(crate) reader: Pid,
+    pub(crate) pagemap: &'a Pagemap,
+    /// Id of the area's first page, and its number.
+    pub(crate) first: (page::PageId, PageNumber),
+    /// What the area knows of each page.
+    pub(crate) ages: &'a page::Ages,
+    /// How long zero pages must have been left alone beyond other pages, in cycles; 0: not at all.
+    pub(crate) zero_patience: u32,
+    /// Leave huge pages whole unless enough of their subpages have twins.
+    pub(crate) spare_huge: bool,
+}
+
+/// Looks at `pages` of a member: reads what is there, and finds twins in the store or among pages seen before.
+/// `false` if the member is gone.
+pub(crate) fn look(
+    look: &Look<'_>,
+    pages: PageRange,
+    eyes: &mut Eyes,
+    partition: &Partition,
+    findings: &mut Findings,
+) -> bool {
+    let Some(range) = bytes_of(pages) else { return true };
+    let mut present = Vec::new();
+    let request = ScanRequest {
+        inverted: Category::FILE | Category::PFNZERO | Category::SWAPPED,
+        mask: Category::PRESENT | Category::FILE | Category::PFNZERO | Category::SWAPPED,
+        ret: Category::HUGE,
+        ..ScanRequest::default()
+    };
+    if look.pagemap.scan_all(range, &request, &mut present).is_err() {
+        return false;
+    }
+    let mut huge = HugeCount::default();
+    let before = findings.items.get(&look.owner).map_or(0, Vec::len);
+    for region in &present {
+        for piece in region.range.pieces(kernel::Bytes(READ_AT_ONCE)) {
+            if !look_at(look, piece, region.categories.contains(Category::HUGE), &mut huge, eyes, partition, findings) {
+                return false;
+            }
+        }
+    }
+    if look.spare_huge {
+        huge.spare(look.owner, before, findings);
+    }
+    true
+}
+
+fn bytes_of(pages: PageRange) -> Option<Range> {
+    let size = page_size();
+    Range::new(Vaddr(pages.start.address(size)), Vaddr(pages.end.address(size))).ok().filter(|range| !range.is_empty())
+}
+
+fn look_at(
+    look: &Look<'_>,
+    piece: Range,
+    is_huge: bool,
+    huge: &mut HugeCount,
+    eyes: &mut Eyes,
+    partition: &Partition,
+    findings: &mut Findings,
+) -> bool {
+    let size = usize::try_from(page_size()).expect("a page is small");
+    let len = usize::try_from(piece.len().get()).expect("a piece is small");
+    if eyes.buffer.len() < len {
+        eyes.buffer.resize(len, 0);
+    }
+    let read = match read_ranges(look.reader, &[piece], &mut eyes.buffer[..len]) {
+        Ok(ReadOutcome::Gone) => return false,
+        Ok(outcome) => outcome.bytes().get() as usize,
+        Err(_) => return false,
+    };
+    findings.pages_read += (read / size) as u64;
+    let first_page = PageNumber(piece.start().page_index());
+    let contents: Vec<Option<Fingerprint>> = eyes.buffer[..read]
+        .chunks_exact(size)
+        .map(|page| (!is_zero(page)).then(|| partition.secret().fingerprint(page)))
+        .collect();
+    let strict = partition.options().strict;
+    let mut at = 0;
+    while at < contents.len() {
+        let number = first_page.offset(at as u64);
+        let diverged = look.ages.age(number).is_some_and(|age| age.kind == Kind::Diverged || age.kind == Kind::Merged);
+        if is_huge {
+            huge.seen(number);
+        }
+        let Some(content) = contents[at] else {
+            findings.zero_pages += 1;
+            let waited = look.ages.age(number).and_then(|age| age.cycles).is_some_and(|age| age >= look.zero_patience);
+            if look.zero_patience == 0 || waited || diverged {
+                let task = if diverged { Task::RetakeZero } else { Task::DropZero };
+                push(findings, look.owner, number, task);
+            }
+            at += 1;
+            continue;
+        };
+        // A run of neighbours that lie side by side in the store is worth more than the first page that fits.
+        if strict || partition.lookup(content).is_some() {
+            let run: Vec<Fingerprint> = contents[at..].iter().map_while(|content| *content).collect();
+            if let Some(found) = partition.lookup_run(&run) {
+                for offset in 0..found.pages {
+                    let place = Place { segment: found.place.segment, page: found.place.page + offset };
+                    let number = number.offset(offset.into());
+                    let diverged =
+                        look.ages.age(number).is_some_and(|age| age.kind == Kind::Diverged || age.kind == Kind::Merged);
+                    let content = run[offset as usize];
+                    let task = if diverged { Task::Retake(place, content) } else { Task::Merge(place, content) };
+                    push(findings, look.owner, number, task);
+                    if is_huge && offset > 0 {
+                        huge.seen(number);
+                    }
+                }
+                at += found.pages as usize;
+                continue;
+            }
+        }
+        seek(look, number, content, eyes, findings);
+        at += 1;
+    }
+    true
+}
+
+fn push(findings: &mut Findings, owner: u32, page: PageNumber, task: Task) {
+    findings.items.entry(owner).or_default().push(Item { address: page.address(page_size()), task });
+}
+
+/// Looks for another page with this content.
+fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Eyes, findings: &mut Findings) {
+    let here = Location { owner: look.owner, page: number };
+    if let Some(fill) = findings.fill_of.get(&content) {
+        findings.takers.push((here, *fill));
+        return;
+    }
+    let id = look.first.0.offset(number.0 - look.first.1.0);
+    match eyes.index.observe(content, id) {
+        Sighting::First | Sighting::Again => findings.looked.push((look.owner, number)),
+        Sighting::Candidate(other) => match eyes.spans.locate(other) {
+            Some(there) if there != here => {
+                let fill = findings.fills.len();
+                findings.fills.push((content, ProcessPage { pid: look.reader, page: number }));
+                findings.fill_of.insert(content, fill);
+                findings.takers.push((there, fill));
+                findings.takers.push((here, fill));
+            }
+            _ => {
+                // The other page is gone: this one takes its place.
+                eyes.index.supersede(content, other, id);
+                findings.looked.push((look.owner, number));
+            }
+        },
+    }
+}
+
+/// Copies into the store what has twins, and turns those who wait for it into items. `kind_of` tells whether a page is
+/// plain or diverged, `None` if it is not managed any more.
+pub(crate) fn fill(
+    eyes: &mut Eyes,
+    partition: &mut Partition,
+    findings: &mut Findings,
+    mut kind_of: impl FnMut(Location) -> Option<Kind>,
+) -> bool {
+    let size = page_size();
+    let mut before: Option<ProcessPage> = None;
+    let requests: Vec<FillRequest<ProcessPage>> = findings
+        .fills
+        .drain(..)
+        .map(|(fingerprint, source)| {
+            let continues = before.is_some_and(|before| before.pid == source.pid && before.page.next() == source.page);
+            before = Some(source);
+            FillRequest { fingerprint, source, continues }
+        })
+        .collect();
+    findings.fill_of.clear();
+    let report = partition.fill(&mut eyes.fill_buffer, &requests, read_processes);
+    for (taker, fill) in findings.takers.drain(..) {
+        let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else {
+            findings.looked.push((taker.owner, taker.page));
+            continue;
+        };
+        let content = requests[fill].fingerprint;
+        let task = match kind_of(taker) {
+            Some(Kind::Plain) => Task::Merge(place, content),
+            Some(Kind::Diverged | Kind::Merged) => Task::Retake(place, content),
+            Some(Kind::Excluded) | None => continue,
+        };
+        let item = Item { address: taker.page.address(size), task };
+        findings.items.entry(taker.owner).or_default().push(item);
+    }
+    report.stopped.is_none()
+}
+
+/// Twins found in each huge page, by the number of its first page.
+#[derive(Default)]
+struct HugeCount {
+    seen: HashMap<u64, ()>,
+}
+
+impl HugeCount {
+    fn seen(&mut self, page: PageNumber) {
+        self.seen.insert(page.0 / pages_of_huge(), ());
+    }
+
+    /// Takes back the items of huge pages that have too few of them.
+    fn spare(&self, owner: u32, from: usize, findings: &mut Findings) {
+        if self.seen.is_empty() {
+            return;
+        }
+        let Some(items) = findings.items.get_mut(&owner) else { return };
+        let huge_of = |item: &Item| item.address / page_size() / pages_of_huge();
+        let mut twins: HashMap<u64, u64> = HashMap::new();
+        for item in &items[from.min(items.len())..] {
+            *twins.entry(huge_of(item)).or_default() += 1;
+        }
+        // Pages that wait for a fill count too.
+        for (taker, _) in findings.takers.iter().filter(|(taker, _)| taker.owner == owner) {
+            *twins.entry(taker.page.0 / pages_of_huge()).or_default() += 1;
+        }
+        let few = |huge: u64| {
+            self.seen.contains_key(&huge) && twins.get(&huge).copied().unwrap_or(0) < pages_of_huge() / HUGE_SHARE
+        };
+        let mut index = 0;
+        items.retain(|item| {
+            index += 1;
+            index <= from || !few(huge_of(item))
+        });
+        findings.takers.retain(|(taker, _)| taker.owner != owner || !few(taker.page.0 / pages_of_huge()));
+    }
+}
+
+fn pages_of_huge() -> u64 {
+    (2 << 20) / page_size()
+}
+
+/// A buffer for regions, kept between scans.
+pub(crate) type Regions = Vec<Region>;

@@ -1,0 +1,129 @@
+//! The small process beside the broker: it holds a second duplicate of everything that is needed to give pages back.
+//!
+//! While the broker lives the guardian sleeps. When the broker's socket ends without a farewell, the broker was killed:
+//! for each member the guardian then reads the userfaultfd's events (a fork would hang otherwise), waits until the
+//! helper has ended (it leaves by itself when its broker is gone, after the batch in hand), gives back what a helper
+//! that was killed as well left frozen, opens the gate, and ends.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use abi::control::Control;
+use kernel::{Event, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
+
+use crate::attendant::{Attended, fill_child};
+use crate::member::Member;
+use crate::recovery::{Grounds, recover};
+
+const WORDS: usize = 5;
+const ADD: u64 = 1;
+const REMOVE: u64 = 2;
+const FAREWELL: u64 = 3;
+
+/// The broker's end.
+#[derive(Debug)]
+pub(crate) struct GuardianLink {
+    link: Seqpacket,
+    child: Child,
+}
+
+impl GuardianLink {
+    /// Starts the guardian: a program that calls [`run`] with the descriptor whose number is its last argument. Without
+    /// one the broker works as well, with one survivor less.
+    pub(crate) fn start((program, arguments): &(PathBuf, Vec<String>)) -> Option<Self> {
+        let (ours, theirs) = Seqpacket::pair().ok()?;
+        let mut launch = kernel::Launch::new(Command::new(program));
+        let number = launch.inherit(theirs.into_owned_fd());
+        launch.command().args(arguments).arg(number.to_string()).stdin(std::process::Stdio::null());
+        let launched = launch.spawn().ok()?;
+        Some(Self { link: ours, child: launched.child })
+    }
+
+    pub(crate) fn add(&mut self, member: &Member) {
+        let (grounds, fds) = member.for_guardian();
+        let words =
+            [ADD, grounds.pid.get() as u64, grounds.scratch.get(), grounds.diverged_scratch.get(), member.index.into()];
+        let _ = send(&self.link, words, &fds);
+    }
+
+    pub(crate) fn remove(&mut self, member: &Member) {
+        let _ = send(&self.link, [REMOVE, 0, 0, 0, member.index.into()], &[]);
+    }
+
+    /// The broker ends in order.
+    pub(crate) fn dismiss(mut self) {
+        let _ = send(&self.link, [FAREWELL, 0, 0, 0, 0], &[]);
+        drop(self.link);
+        let _ = self.child.wait();
+    }
+}
+
+fn send(link: &Seqpacket, words: [u64; WORDS], fds: &[std::os::fd::BorrowedFd<'_>]) -> bool {
+    let mut packet = [0; WORDS * 8];
+    let (chunks, _) = packet.as_chunks_mut::<8>();
+    for (chunk, word) in chunks.iter_mut().zip(words) {
+        *chunk = word.to_le_bytes();
+    }
+    matches!(link.send_timeout(&packet, fds, Duration::from_secs(1)), Ok(SendOutcome::Sent))
+}
+
+struct Ward {
+    index: u64,
+    attended: Arc<Attended>,
+    helper: Pidfd,
+}
+
+/// The guardian's whole life. `link` is the descriptor that the broker passed. Returns the number of members that had
+/// to be looked after.
+pub fn run(link: OwnedFd) -> usize {
+    // Neither the terminal nor a service manager's stop reaches the guardian before it has done its work.
+    let _ = rustix::process::setsid();
+    let Ok(link) = Seqpacket::from_owned_fd(link) else { return 0 };
+    let mut wards: Vec<Ward> = Vec::new();
+    let mut packet = [0; WORDS * 8];
+    loop {
+        match link.recv_timeout(&mut packet, Duration::from_secs(3600)) {
+            Ok(RecvOutcome::Packet { length, fds }) if length == packet.len() => {
+                let (chunks, _) = packet.as_chunks::<8>();
+                let word = |index: usize| u64::from_le_bytes(chunks[index]);
+                match word(0) {
+                    ADD => wards.extend(ward(word(4), word(1), word(2), word(3), fds)),
+                    REMOVE => wards.retain(|ward| ward.index != word(4)),
+                    FAREWELL => return 0,
+                    _ => {}
+                }
+            }
+            Ok(RecvOutcome::Empty) => {}
+            Ok(RecvOutcome::Packet { .. } | RecvOutcome::Closed) | Err(_) => break,
+        }
+    }
+    let threads: Vec<_> = wards.into_iter().map(|ward| std::thread::spawn(move || look_after(&ward))).collect();
+    threads.into_iter().filter_map(|thread| thread.join().ok()).count()
+}
+
+fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<OwnedFd>) -> Option<Ward> {
+    let (helper, uffd, control) = (fds.pop()?, fds.pop()?, fds.pop()?);
+    let control = SharedMap::<Control>::map(control.as_fd()).ok()?;
+    let pid = Pid(i32::try_from(pid).ok()?);
+    let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
+    let attended = Attended { control, uffd: Uffd::from_owned_fd(uffd).ok()?, grounds, over: AtomicBool::new(false) };
+    Some(Ward { index, attended: Arc::new(attended), helper: Pidfd::from_owned_fd(helper) })
+}
+
+fn look_after(ward: &Ward) {
+    while !ward.helper.exited().unwrap_or(true) {
+        let readable = kernel::pidfd::poll_in(ward.attended.uffd.as_fd(), Some(Duration::from_millis(20)));
+        if readable.is_ok_and(|readable| readable) {
+            while let Ok(Some(event)) = ward.attended.uffd.read_event() {
+                if let Event::Fork { uffd } = event {
+                    fill_child(&ward.attended, &uffd);
+                }
+            }
+        }
+    }
+    recover(&ward.attended.control, &ward.attended.uffd, ward.attended.grounds);
+}

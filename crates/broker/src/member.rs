@@ -1,0 +1,273 @@
+//! A member: a process whose helper has introduced itself.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use abi::control::{self, Control, RANGES_MAX};
+use abi::wire::{Message, PACKET, Token};
+use kernel::refcheck::BpfCheck;
+use kernel::{
+    MemfdError, Pid, Pidfd, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr,
+    futex_wake, maps, memfd, status,
+};
+use page::SegmentId;
+
+use crate::attendant::{Attendants, Attended};
+use crate::recovery::{Grounds, Recovered, recover};
+use crate::view::View;
+
+/// How long a helper may take for each step of its introduction. It is alive and has nothing else to do.
+const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// Why a helper is not taken in. Told to nobody but the operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("it does not know the partition's secret")]
+    Token,
+    #[error("it belongs to user {uid}")]
+    OtherUser { uid: u32 },
+    #[error("its control area has version {version}")]
+    Version { version: u32 },
+    #[error("process {member} does not have its control area mapped where it says")]
+    NotInMember { member: Pid },
+    #[error("it broke off or sent something else")]
+    Broken,
+    #[error(
+        "userfaultfd is not to be had there (error {errno}): grant access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1"
+    )]
+    NoUserfault { errno: u32 },
+    #[error("this kernel's userfaultfd lacks MOVE, so live merging is not possible (Linux 6.8 has it)")]
+    NoMove,
+    #[error(transparent)]
+    Kernel(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Refused {
+    fn kernel(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Kernel(Box::new(error))
+    }
+}
+
+/// A member under management.
+pub(crate) struct Member {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: Pidfd,
+    pub(crate) helper: Pid,
+    helper_pidfd: Pidfd,
+    pub(crate) link: Seqpacket,
+    attended: Arc<Attended>,
+    attendants: Option<Attendants>,
+    /// Descriptors for the guardian.
+    control_fd: OwnedFd,
+    pub(crate) uid: u32,
+    pub(crate) exact_check: bool,
+    pub(crate) view: View,
+    /// Number in the helper's table of each segment that it was given.
+    pub(crate) segments: HashMap<SegmentId, u32>,
+    pub(crate) free_numbers: Vec<u32>,
+    pub(crate) next_number: u32,
+    /// A plan is with the helper.
+    pub(crate) busy_since: Option<Instant>,
+    pub(crate) index: u32,
+}
+
+impl Member {
+    pub(crate) fn control(&self) -> &Control {
+        &self.attended.control
+    }
+
+    /// The userfaultfd and what it watches.
+    pub(crate) fn watched(&mut self) -> (&Uffd, &mut View) {
+        (&self.attended.uffd, &mut self.view)
+    }
+
+    /// The ranges that the program has handed over, as far as they make sense.
+    pub(crate) fn ranges(&self) -> Vec<Range> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let slots = &self.control().ranges[..RANGES_MAX];
+        let mut ranges: Vec<Range> = slots
+            .iter()
+            .filter_map(|slot| {
+                let end = slot.end.load(SeqCst);
+                let start = slot.start.load(SeqCst);
+                (end != 0 && end <= 1 << 47).then(|| Range::new(Vaddr(start), Vaddr(end)).ok()).flatten()
+            })
+            .filter(|range| !range.is_empty())
+            .collect();
+        ranges.sort_by_key(Range::start);
+        // The gate never lets them overlap; a hostile member might.
+        let mut apart: Vec<Range> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            if apart.last().is_none_or(|before| before.end() <= range.start()) {
+                apart.push(range);
+            }
+        }
+        apart
+    }
+
+    /// Sends a message and rings the helper's bell. `false` if the helper is gone.
+    pub(crate) fn tell(&self, message: Message, fd: Option<BorrowedFd<'_>>) -> bool {
+        use std::sync::atomic::Ordering::SeqCst;
+        let fds: Vec<_> = fd.into_iter().collect();
+        let sent = self.link.send_timeout(&message.encode(), &fds, INTRODUCTION);
+        self.control().bell.fetch_add(1, SeqCst);
+        let _ = futex_wake(&self.control().bell, u32::MAX);
+        matches!(sent, Ok(SendOutcome::Sent))
+    }
+
+    /// What the helper has sent, if anything; `Err` if it is gone or makes no sense.
+    pub(crate) fn hear(&self) -> Result<Option<Message>, ()> {
+        let mut packet = [0; PACKET];
+        match self.link.recv(&mut packet) {
+            Ok(RecvOutcome::Packet { length, .. }) => Message::decode(&packet[..length]).map(Some).ok_or(()),
+            Ok(RecvOutcome::Empty) => Ok(None),
+            Ok(RecvOutcome::Closed) | Err(_) => Err(()),
+        }
+    }
+
+    /// True once the helper's process has ended.
+    pub(crate) fn helper_ended(&self) -> bool {
+        self.helper_pidfd.exited().unwrap_or(true)
+    }
+
+    /// Ends a helper that does not answer, and gives back what it held.
+    pub(crate) fn bury(&mut self) -> Recovered {
+        if !self.helper_ended() {
+            let _ = self.helper_pidfd.send_signal(kernel::Signal::KILL);
+            let _ = self.helper_pidfd.wait_exited(INTRODUCTION);
+        }
+        self.attendants = None;
+        self.busy_since = None;
+        recover(&self.attended.control, &self.attended.uffd, self.attended.grounds)
+    }
+
+    /// What a guardian needs.
+    pub(crate) fn for_guardian(&self) -> (Grounds, [BorrowedFd<'_>; 3]) {
+        let fds = [self.control_fd.as_fd(), self.attended.uffd.as_fd(), self.helper_pidfd.as_fd()];
+        (self.attended.grounds, fds)
+    }
+}
+
+/// What the broker brings to an introduction.
+pub(crate) struct Host<'a> {
+    pub(crate) token: Token,
+    pub(crate) uid: u32,
+    /// /dev/userfaultfd, where the broker may open it.
+    pub(crate) device: Option<&'a OwnedFd>,
+    pub(crate) check: Option<BpfCheck>,
+    pub(crate) priority: bool,
+    pub(crate) index: u32,
+}
+
+/// Takes a helper in, or says why not. Nothing that it says is believed before it is seen to be so.
+pub(crate) fn introduce(link: Seqpacket, host: Host<'_>) -> Result<Member, Refused> {
+    let peer = link.peer_credentials().map_err(Refused::kernel)?;
+    let (hello, mut fds) = receive(&link)?;
+    let Message::Hello { version, member, control, scratch, diverged_scratch, token } = hello else {
+        return Err(Refused::Broken);
+    };
+    if token != host.token {
+        return Err(Refused::Token);
+    }
+    if peer.uid != host.uid && peer.uid != 0 {
+        return Err(Refused::OtherUser { uid: peer.uid });
+    }
+    if version != control::VERSION {
+        return Err(Refused::Version { version });
+    }
+    let control_fd = fds.pop().ok_or(Refused::Broken)?;
+    let area = SharedMap::<Control>::map(control_fd.as_fd()).map_err(Refused::kernel)?;
+    let pid = Pid(i32::try_from(member).map_err(|_too_large| Refused::Broken)?);
+    let pidfd = Pidfd::open(pid).map_err(Refused::kernel)?;
+    let helper_pidfd = match link.peer_pidfd() {
+        Ok(Some(pidfd)) => pidfd,
+        _ => Pidfd::open(peer.pid).map_err(Refused::kernel)?,
+    };
+    let owner = status::read(pid).map_err(Refused::kernel)?;
+    if owner.uid.effective != peer.uid {
+        return Err(Refused::OtherUser { uid: owner.uid.effective });
+    }
+    if !maps_here(pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? {
+        return Err(Refused::NotInMember { member: pid });
+    }
+
+    let welcome = Message::Welcome { device: u32::from(host.device.is_some()) };
+    let device: Vec<_> = host.device.into_iter().map(AsFd::as_fd).collect();
+    send(&link, welcome, &device)?;
+    let (answer, mut fds) = receive(&link)?;
+    let uffd = match (answer, fds.pop()) {
+        (Message::Userfault { errno: 0 }, Some(fd)) => Uffd::from_owned_fd(fd).map_err(Refused::kernel)?,
+        (Message::Userfault { errno }, _) => return Err(Refused::NoUserfault { errno }),
+        _ => return Err(Refused::Broken),
+    };
+    let (features, events) = handshake(&uffd)?;
+    if !features.contains(UffdFeatures::MOVE) {
+        return Err(Refused::NoMove);
+    }
+    let minor = features.contains(UffdFeatures::MINOR_SHMEM);
+    send(&link, Message::Ready { move_pages: true, minor }, &[])?;
+
+    let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
+    let attended = Arc::new(Attended { control: area, uffd, grounds, over: AtomicBool::new(false) });
+    let exact_check = host.check.is_some();
+    let attendants =
+        Attendants::start(&attended, peer.pid, host.check, host.priority, events).map_err(Refused::kernel)?;
+    Ok(Member {
+        pid,
+        pidfd,
+        helper: peer.pid,
+        helper_pidfd,
+        link,
+        attended,
+        attendants: Some(attendants),
+        control_fd,
+        uid: peer.uid,
+        exact_check,
+        view: View::default(),
+        segments: HashMap::new(),
+        free_numbers: Vec::new(),
+        next_number: 0,
+        busy_since: None,
+        index: host.index,
+    })
+}
+
+/// The UFFDIO_API handshake, with fork events where the broker may ask for them. It is the broker that makes it, since
+/// the member itself is not permitted to.
+fn handshake(uffd: &Uffd) -> Result<(UffdFeatures, bool), Refused> {
+    let plain = UffdFeatures::MOVE | UffdFeatures::MINOR_SHMEM | UffdFeatures::WP_ASYNC;
+    if let Ok(features) = uffd.api(plain | UffdFeatures::EVENT_FORK) {
+        return Ok((features, true));
+    }
+    match uffd.api(plain) {
+        Ok(features) => Ok((features, false)),
+        Err(_) => Err(Refused::NoMove),
+    }
+}
+
+fn receive(link: &Seqpacket) -> Result<(Message, Vec<OwnedFd>), Refused> {
+    let mut packet = [0; PACKET];
+    match link.recv_timeout(&mut packet, INTRODUCTION) {
+        Ok(RecvOutcome::Packet { length, fds }) => {
+            Ok((Message::decode(&packet[..length]).ok_or(Refused::Broken)?, fds))
+        }
+        _ => Err(Refused::Broken),
+    }
+}
+
+fn send(link: &Seqpacket, message: Message, fds: &[BorrowedFd<'_>]) -> Result<(), Refused> {
+    match link.send_timeout(&message.encode(), fds, INTRODUCTION) {
+        Ok(SendOutcome::Sent) => Ok(()),
+        _ => Err(Refused::Broken),
+    }
+}
+
+/// True if a process has this memory file mapped at an address: then the helper lives in that process's memory.
+fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, MemfdError> {
+    let (_, inode) = memfd::identity(file)?;
+    let maps = maps::read(pid).unwrap_or_default();
+    Ok(maps.iter().any(|vma| vma.range.start() == address && vma.inode == inode && vma.shared))
+}

@@ -1,0 +1,272 @@
+//! Orders to helpers: what is to be merged where, in plans that a helper executes, and what became of it.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use abi::PLAN_MAX;
+use abi::control::{check_mode, plan, plan_flags};
+use abi::place::{Action, Outcome};
+use abi::wire::Message;
+use kernel::sched::{Limit, Policy, Resource, set_limit, set_policy};
+use kernel::{Range, task};
+use page::{Fingerprint, Place, SegmentId};
+use store::{HandOut, Partition};
+
+use crate::member::Member;
+use crate::settings::{CheckChoice, Settings};
+
+/// Most pages of a plan while the helper runs with real-time priority: about a millisecond of work.
+const PLAN_PAGES: usize = 1024;
+/// A helper that has not finished a plan by then is not working any more.
+const PLAN_WITHIN: Duration = Duration::from_secs(20);
+/// Real-time CPU seconds in a row after which the kernel kills a helper: a plan takes a hundredth of that.
+const RT_LIMIT_US: u64 = 1_000_000;
+/// Most segments that a helper holds; the agent's table has room for as many.
+const SEGMENTS_MAX: usize = 4096;
+
+/// One page to be treated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Item {
+    pub(crate) address: u64,
+    pub(crate) task: Task,
+}
+
+/// What to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Merge(Place, Fingerprint),
+    DropZero,
+    Retake(Place, Fingerprint),
+    RetakeZero,
+    Unmerge,
+}
+
+impl Task {
+    fn place(self) -> Option<(Place, Fingerprint)> {
+        match self {
+            Self::Merge(place, fingerprint) | Self::Retake(place, fingerprint) => Some((place, fingerprint)),
+            _ => None,
+        }
+    }
+}
+
+/// Items of one area, in the order in which they are to be executed.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) area: Range,
+    pub(crate) items: Vec<Item>,
+}
+
+/// Orders that wait for a helper, and the one that it has.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    waiting: VecDeque<Order>,
+    current: Option<Order>,
+}
+
+/// A page and what became of it.
+pub(crate) type Result1 = (Item, Outcome);
+
+impl Queue {
+    pub(crate) fn push(&mut self, mut order: Order) {
+        while order.items.len() > PLAN_PAGES {
+            let rest = order.items.split_off(PLAN_PAGES);
+            self.waiting.push_back(Order { area: order.area, items: order.items });
+            order.items = rest;
+        }
+        if !order.items.is_empty() {
+            self.waiting.push_back(order);
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.current.is_none()
+    }
+
+    /// Everything that was not executed: for a helper that is gone.
+    pub(crate) fn abandon(&mut self) -> Vec<Result1> {
+        let orders = self.current.take().into_iter().chain(self.waiting.drain(..));
+        orders.flat_map(|order| order.items).map(|item| (item, Outcome::Pending)).collect()
+    }
+
+    /// Gives the helper its next plan, if it has none. `false` if the helper is gone.
+    pub(crate) fn start_next(&mut self, member: &mut Member, partition: &Partition, settings: &Settings) -> bool {
+        if self.current.is_some() {
+            return true;
+        }
+        let Some(order) = self.waiting.pop_front() else { return true };
+        let Some(area) = member.view.areas.iter().find(|area| area.range == order.area) else {
+            self.current = Some(order);
+            member.busy_since = None;
+            return true;
+        };
+        let keep = area.keep;
+        let actions = hand_out(member, partition, &order.items);
+        let control = member.control();
+        let plan = &control.plan;
+        if plan.state.load(SeqCst) == plan::READY {
+            // It was given back unfinished; nobody executes it any more.
+            plan.state.store(plan::IDLE, SeqCst);
+        }
+        let threads = look_at_threads(member);
+        for (index, (item, action)) in order.items.iter().zip(&actions).enumerate().take(PLAN_MAX) {
+            plan.address[index].store(item.address, SeqCst);
+            plan.action[index].store(action.map_or(0, Action::encode), SeqCst);
+            plan.outcome[index].store(Outcome::Pending as u32, SeqCst);
+        }
+        plan.count.store(order.items.len().min(PLAN_MAX) as u32, SeqCst);
+        plan.done.store(0, SeqCst);
+        plan.check.store(mode(member, settings), SeqCst);
+        let forked = control.forks.load(SeqCst) > 0;
+        let track = settings.stable.is_some();
+        let flags = if track { plan_flags::TRACK } else { 0 } | if forked { plan_flags::FORKED } else { 0 };
+        plan.flags.store(flags, SeqCst);
+        plan.layout_epoch.store(member.view.epoch.unwrap_or(0), SeqCst);
+        plan.thread_epoch.store(threads, SeqCst);
+        plan.keep.store(keep.bits().into(), SeqCst);
+        plan.range_start.store(order.area.start().get(), SeqCst);
+        plan.range_end.store(order.area.end().get(), SeqCst);
+        plan.state.store(plan::READY, SeqCst);
+        self.current = Some(order);
+        member.busy_since = Some(Instant::now());
+        raise(member, settings);
+        member.tell(Message::Run, None)
+    }
+
+    /// Takes the outcomes of a finished plan. `None` while it runs; `Err` if the helper is gone or stuck.
+    pub(crate) fn finish(&mut self, member: &mut Member) -> Result<Option<Vec<Result1>>, ()> {
+        let Some(order) = &self.current else { return Ok(None) };
+        let Some(since) = member.busy_since else {
+            // It could not even be sent: the area is gone.
+            let order = self.current.take().expect("looked at above");
+            return Ok(Some(order.items.into_iter().map(|item| (item, Outcome::LayoutChanged)).collect()));
+        };
+        match member.hear()? {
+            Some(Message::Done { .. }) => {}
+            Some(_) => return Err(()),
+            None if since.elapsed() > PLAN_WITHIN => return Err(()),
+            None => return Ok(None),
+        }
+        lower(member);
+        let plan = &member.control().plan;
+        let outcomes: Vec<_> = order
+            .items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| {
+                let word = plan.outcome.get(index).map_or(0, |outcome| outcome.load(SeqCst));
+                (*item, Outcome::decode(word))
+            })
+            .collect();
+        member.busy_since = None;
+        self.current = None;
+        Ok(Some(outcomes))
+    }
+}
+
+/// How this member's pages are to be checked.
+fn mode(member: &Member, settings: &Settings) -> u32 {
+    match settings.check {
+        CheckChoice::Vouch => check_mode::VOUCH,
+        CheckChoice::Collapse => check_mode::COLLAPSE,
+        CheckChoice::Auto | CheckChoice::Bpf if member.exact_check => check_mode::BPF,
+        CheckChoice::Auto => check_mode::COLLAPSE,
+        CheckChoice::Bpf => 0,
+    }
+}
+
+/// Gives the helper descriptors of all segments that the items need; an item whose segment it may not have gets no
+/// action.
+fn hand_out(member: &mut Member, partition: &Partition, items: &[Item]) -> Vec<Option<Action>> {
+    let held: HashSet<Fingerprint> = items.iter().filter_map(|item| item.task.place()).map(|(_, held)| held).collect();
+    let mut actions = Vec::with_capacity(items.len());
+    for item in items {
+        let action = match item.task {
+            Task::DropZero => Some(Action::DropZero),
+            Task::RetakeZero => Some(Action::RetakeZero),
+            Task::Unmerge => Some(Action::Unmerge),
+            Task::Merge(place, _) => numbered(member, partition, place, &held).map(Action::Merge),
+            Task::Retake(place, _) => numbered(member, partition, place, &held).map(Action::Retake),
+        };
+        actions.push(action);
+    }
+    actions
+}
+
+fn numbered(
+    member: &mut Member,
+    partition: &Partition,
+    place: Place,
+    held: &HashSet<Fingerprint>,
+) -> Option<abi::place::Place> {
+    let number = match member.segments.get(&place.segment) {
+        Some(number) => *number,
+        None => give_segment(member, partition, place.segment, held)?,
+    };
+    Some(abi::place::Place { segment: number, page: place.page })
+}
+
+fn give_segment(
+    member: &mut Member,
+    partition: &Partition,
+    segment: SegmentId,
+    held: &HashSet<Fingerprint>,
+) -> Option<u32> {
+    let HandOut::File { file, pages } = partition.hand_out(segment, member.uid, |content| held.contains(&content))
+    else {
+        return None;
+    };
+    if member.segments.len() >= SEGMENTS_MAX {
+        // The helper has a descriptor for each. What is mapped stays; the oldest number is free again.
+        let (old, number) = member.segments.iter().map(|(id, number)| (*id, *number)).next()?;
+        member.segments.remove(&old);
+        member.free_numbers.push(number);
+        if !member.tell(Message::Retire { index: number }, None) {
+            return None;
+        }
+    }
+    let number = member.free_numbers.pop().unwrap_or_else(|| {
+        member.next_number += 1;
+        member.next_number - 1
+    });
+    if !member.tell(Message::Segment { index: number, pages }, Some(file)) {
+        return None;
+    }
+    member.segments.insert(segment, number);
+    Some(number)
+}
+
+/// Looks up every thread's robust list, and returns the thread epoch from before the look.
+fn look_at_threads(member: &Member) -> u32 {
+    let control = member.control();
+    let epoch = control.thread_epoch.load(SeqCst);
+    let heads = &control.heads;
+    let mut count = 0;
+    for tid in task::threads(member.pid).unwrap_or_default() {
+        if let Ok(Some(head)) = task::robust_list(tid) {
+            match heads.address.get(count) {
+                Some(slot) => slot.store(head.get(), SeqCst),
+                // More threads than can be told: an epoch that is never right keeps the helper from merging.
+                None => return epoch.wrapping_sub(1),
+            }
+            count += 1;
+        }
+    }
+    heads.count.store(count as u32, SeqCst);
+    epoch
+}
+
+/// Real-time priority for the length of a plan, under a limit that a hostile helper cannot lift.
+fn raise(member: &Member, settings: &Settings) {
+    if settings.priority {
+        let limit = Limit { soft: Some(RT_LIMIT_US), hard: Some(RT_LIMIT_US) };
+        if set_limit(member.helper, Resource::RtTime, limit).is_ok() {
+            let _ = set_policy(member.helper, Policy::Fifo { priority: 1 });
+        }
+    }
+}
+
+fn lower(member: &Member) {
+    let _ = set_policy(member.helper, Policy::Other);
+}

@@ -1,0 +1,57 @@
+//! How a broker is to work.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How references are checked before a page is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckChoice {
+    /// Exact counts where they can be had, else the collapse oracle, else nothing is merged.
+    #[default]
+    Auto,
+    /// Exact counts by BPF only.
+    Bpf,
+    /// The collapse oracle only.
+    Collapse,
+    /// No check: the owner of the memory vouches that nobody else holds references.
+    Vouch,
+}
+
+/// The settings of one broker.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name in reports.
+    pub label: Option<String>,
+    /// One sealed memfd for each run: members do not trust each other.
+    pub strict: bool,
+    /// Reference check.
+    pub check: CheckChoice,
+    /// How long a page must have stayed unwritten before it is merged by itself; `None`: only on request.
+    pub stable: Option<Duration>,
+    /// Most bytes of the store.
+    pub store_limit: Option<u64>,
+    /// Most mappings that merging may add to one process; the kernel's limit less a reserve where that is lower.
+    pub vmas: u64,
+    /// The user whose processes may be members.
+    pub uid: u32,
+    /// How to start a guardian: program and arguments before the descriptor number. `None`: no guardian.
+    pub guardian: Option<(PathBuf, Vec<String>)>,
+    /// Raise helpers to SCHED_FIFO while they hold pages, where that is permitted.
+    pub priority: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            label: None,
+            strict: false,
+            check: CheckChoice::Auto,
+            stable: None,
+            store_limit: None,
+            vmas: 30_000,
+            uid: rustix::process::geteuid().as_raw(),
+            guardian: None,
+            priority: true,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What callers ask of a running broker.
+
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use kernel::{Pid, Range};
+use serde::{Deserialize, Serialize};
+
+use crate::account::Summary;
+
+/// A request.
+#[derive(Debug)]
+pub enum Wish {
+    /// Merge these ranges of a member now.
+    Merge {
+        /// The member.
+        pid: Pid,
+        /// What to merge; empty for everything that it has handed over.
+        ranges: Vec<Range>,
+    },
+    /// Give these ranges of a member their own pages back.
+    Unmerge {
+        /// The member.
+        pid: Pid,
+        /// What to give back.
+        ranges: Vec<Range>,
+    },
+    /// The state now.
+    Summary,
+    /// End.
+    Stop,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub enum Wished {
+    /// Merged or given back.
+    Report(MergeReport),
+    /// The state.
+    Summary(Box<Summary>),
+    /// The process is no member.
+    NoMember,
+}
+
+/// A wish and where to answer.
+pub(crate) struct Asked {
+    pub(crate) wish: Wish,
+    pub(crate) answer: Sender<Wished>,
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MergeReport {
+    /// Pages looked at.
+    pub pages_scanned: u64,
+    /// Pages of the caller that are the store's now.
+    pub pages_merged: u64,
+    /// Zero pages of the caller that were dropped.
+    pub zero_pages: u64,
+    /// Pages of other members that were merged with the caller's.
+    pub pages_merged_elsewhere: u64,
+    /// Pages that got their own copies back.
+    pub pages_unmerged: u64,
+    /// Pages with an equal partner that were left as they were, by reason.
+    pub refused: std::collections::BTreeMap<String, u64>,
+    /// How long the request took.
+    pub elapsed: Duration,
+    /// CPU time of the broker for it.
+    pub cpu: Duration,
+}
+
+impl MergeReport {
+    /// Bytes of the caller that are no longer its own.
+    #[must_use]
+    pub fn bytes_merged(&self) -> u64 {
+        (self.pages_merged + self.zero_pages) * kernel::page_size()
+    }
+}
