@@ -442,3 +442,25 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>, left: &mut u64) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn one_layout_lets_workers_share_what_the_default_one_does_not() {
+        let lock =
+            fs::File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
+        lock.lock().unwrap();
+        let part = part_b(PartBOptions { workers: 4, quiet: true }).unwrap();
+        if let Some(why) = part.skipped {
+            return println!("skipped: {why}");
+        }
+        let (shared, default) = (part.shared_layout.unwrap(), part.default_layout.unwrap());
+        assert_eq!((shared.workers_right, default.workers_right), (4, 4));
+        // Four copies can save three quarters of what is equal.
+        assert!(shared.saved_by_pss > 0.6, "{shared:?}");
+        assert!(shared.saved_by_pss > default.saved_by_pss, "{default:?}");
+    }
+}

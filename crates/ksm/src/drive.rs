@@ -7,62 +7,10 @@ use kernel::ksm_sysfs::KsmSysfs;
 use crate::error::KsmError;
 use crate::ksmd::{Counters, Ksmd, cow_ksm};
 use crate::lease::{Lease, Repaired};
+use crate::pace::{DriveSettings, Pace, Phase, wanted};
 use crate::proc_stat::ProcessId;
 use crate::state::StatePath;
 use crate::tree::{Member, Tree, TreeSum};
-use crate::wanted::{Rate, Wanted};
-
-/// How fast ksmd is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
-    /// As much as is useful: `boost` while much is being merged, `steady` after, nothing once a pass brought nothing.
-    Adaptive {
-        /// Rate at the start and whenever much new memory has appeared. The kernel's skipping is off meanwhile.
-        boost: Rate,
-        /// Rate for what remains.
-        steady: Rate,
-    },
-    /// One processor, all the time, no skipping: for measurements.
-    FlatOut,
-}
-
-/// Settings of a drive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DriveSettings {
-    /// How fast.
-    pub pace: Pace,
-    /// Merge zero-filled pages with the kernel's zero page, which has no limit of sharers.
-    pub use_zero_pages: bool,
-}
-
-impl Default for DriveSettings {
-    fn default() -> Self {
-        // Boost: one core at most, with a breath in between. Steady: 200 MiB/s of 4 KiB pages, a few per cent of a core.
-        let boost = Rate { pages_to_scan: 4000, sleep_millisecs: 4 };
-        let steady = Rate { pages_to_scan: 1000, sleep_millisecs: 20 };
-        Self { pace: Pace::Adaptive { boost, steady }, use_zero_pages: true }
-    }
-}
-
-impl DriveSettings {
-    /// For measurements: ksmd as fast as it goes.
-    #[must_use]
-    pub fn flat_out() -> Self {
-        Self { pace: Pace::FlatOut, ..Self::default() }
-    }
-}
-
-/// What the drive asks of ksmd at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Much to merge.
-    Boost,
-    /// Little to merge.
-    Steady,
-    /// Nothing: the administrator's settings are in force.
-    Idle,
-}
 
 /// Where a drive stands. Counters of KSM are of the whole host; `tree` is of the driven processes.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -104,10 +52,12 @@ pub struct Drive {
     ksmd_cpu_at_start: Duration,
     cow_at_start: u64,
     phase: Phase,
+    entered: Instant,
     settled: bool,
     window: Window,
     seen: Seen,
     relook: Relook,
+    effort: Effort,
     counters: Counters,
     sum: TreeSum,
     summed: Instant,
@@ -131,10 +81,22 @@ struct Seen {
     anonymous_pages: u64,
 }
 
+/// What ksmd has cost and brought since this was last judged, over short rests too: memory that grows in steps wakes a
+/// drive at each of them.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    since: Instant,
+    full_scans: u64,
+    cpu: Duration,
+    merged: u64,
+}
+
 /// When an idle drive looks again although nothing seems new: pages diverge and become equal again.
 #[derive(Clone, Copy, Debug)]
 struct Relook {
     at: Instant,
+    /// Not even growth wakes it before: the last effort was not worth it.
+    not_before: Instant,
     pause: Duration,
     cpu_before: Duration,
 }
@@ -146,6 +108,12 @@ const SHORTEST_RELOOK: Duration = Duration::from_secs(20);
 const LONGEST_RELOOK: Duration = Duration::from_secs(600);
 /// Looking again may cost one part in this many of one processor.
 const RELOOK_SHARE: u32 = 100;
+/// Memory that comes and goes can keep ksmd busy for nothing. An effort is judged after this time and two passes...
+const JUDGED: Duration = Duration::from_secs(5);
+/// ... and is worth going on if it merges this many pages in a second of ksmd.
+const WORTH: f64 = 1000.0;
+/// After one that was not, growth is left alone for this many times what it cost.
+const PENANCE: f64 = 20.0;
 /// A new process is worth a pass only if it stays.
 const YOUNG: Duration = Duration::from_secs(2);
 
@@ -174,7 +142,7 @@ impl Drive {
         let phase = Phase::Boost;
         let (lease, repaired) = Lease::acquire_at(path, sysfs, wanted(settings, phase))?;
         let started = Instant::now();
-        let relook = Relook { at: started, pause: SHORTEST_RELOOK, cpu_before: ksmd_cpu_at_start };
+        let relook = Relook { at: started, not_before: started, pause: SHORTEST_RELOOK, cpu_before: ksmd_cpu_at_start };
         let mut drive = Self {
             lease,
             settings,
@@ -184,10 +152,12 @@ impl Drive {
             ksmd_cpu_at_start,
             cow_at_start: cow_ksm(),
             phase,
+            entered: started,
             settled: false,
             window: Window { opened: started, full_scans: 0, pages_scanned: 0, merged: 0 },
             seen: Seen::default(),
             relook,
+            effort: Effort { since: started, full_scans: counters.full_scans, cpu: ksmd_cpu_at_start, merged: 0 },
             counters,
             sum: TreeSum::default(),
             summed: started,
@@ -212,6 +182,9 @@ impl Drive {
             let members = self.tree.members();
             if let Some(phase) = self.woken_by(&members, now) {
                 self.relook.cpu_before = cpu_before;
+                if now.duration_since(self.entered) > JUDGED {
+                    self.begin_effort(now, cpu_before);
+                }
                 self.enter(phase)?;
             } else if now.duration_since(self.summed) >= Duration::from_secs(5) {
                 self.account();
@@ -221,7 +194,9 @@ impl Drive {
         if now.duration_since(self.summed) >= Duration::from_secs(1) {
             self.account();
         }
-        if self.grown(&self.tree.members()).is_some() {
+        if self.settings.pace != Pace::FlatOut && self.in_vain(now, cpu_before) {
+            self.rest(now, cpu_before)?;
+        } else if self.grown(&self.tree.members()).is_some() {
             // New memory needs its passes from here on. A boost stays what it is.
             self.open_window();
         } else if let Some(gain) = self.window_gain(now) {
@@ -375,6 +350,26 @@ impl Drive {
         Some(self.merged().saturating_sub(self.window.merged))
     }
 
+    /// Whether the last passes cost time and merged next to nothing. Starts the next judgement.
+    fn in_vain(&mut self, now: Instant, cpu: Duration) -> bool {
+        let passes = self.counters.full_scans.saturating_sub(self.effort.full_scans);
+        let spent = cpu.saturating_sub(self.effort.cpu).as_secs_f64();
+        if now.duration_since(self.effort.since) < JUDGED || passes < 2 || spent < 0.5 {
+            return false;
+        }
+        let gain = self.merged().saturating_sub(self.effort.merged) as f64;
+        self.begin_effort(now, cpu);
+        let vain = gain < spent * WORTH;
+        if vain {
+            self.relook.not_before = now + Duration::from_secs_f64(spent * PENANCE).min(LONGEST_RELOOK);
+        }
+        vain
+    }
+
+    fn begin_effort(&mut self, since: Instant, cpu: Duration) {
+        self.effort = Effort { since, full_scans: self.counters.full_scans, cpu, merged: self.merged() };
+    }
+
     /// Pages by which the tree has outgrown the last look, if that is worth a pass.
     fn grown(&self, members: &[Member]) -> Option<u64> {
         let pages: u64 = members.iter().map(|member| member.anonymous_pages).sum();
@@ -384,6 +379,9 @@ impl Drive {
 
     /// What an idle drive has to wake up for.
     fn woken_by(&mut self, members: &[Member], now: Instant) -> Option<Phase> {
+        if now < self.relook.not_before {
+            return None;
+        }
         if let Some(growth) = self.grown(members) {
             let much = growth > self.seen.anonymous_pages / 10 + 1024;
             self.relook.pause = SHORTEST_RELOOK / 2;
@@ -402,6 +400,7 @@ impl Drive {
         self.settled = phase == Phase::Idle;
         self.lease.update(wanted(self.settings, phase))?;
         self.open_window();
+        self.entered = Instant::now();
         Ok(())
     }
 
@@ -411,22 +410,6 @@ impl Drive {
         self.relook.pause = (self.relook.pause * 2).max(cost * RELOOK_SHARE).clamp(SHORTEST_RELOOK, LONGEST_RELOOK);
         self.relook.at = now + self.relook.pause;
         self.enter(Phase::Idle)
-    }
-}
-
-fn wanted(settings: DriveSettings, phase: Phase) -> Wanted {
-    let (rate, smart_scan) = match (settings.pace, phase) {
-        (_, Phase::Idle) => return Wanted::default(),
-        (Pace::FlatOut, _) => (Rate::FLAT_OUT, Some(false)),
-        (Pace::Adaptive { boost, .. }, Phase::Boost) => (boost, Some(false)),
-        (Pace::Adaptive { steady, .. }, Phase::Steady) => (steady, None),
-    };
-    Wanted {
-        run: Some(true),
-        rate: Some(rate),
-        smart_scan,
-        use_zero_pages: settings.use_zero_pages.then_some(true),
-        ..Wanted::default()
     }
 }
 

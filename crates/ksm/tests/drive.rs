@@ -166,3 +166,33 @@ fn flat_out_stays_flat_out() {
     drop(drive);
     assert_eq!(host.values(), before);
 }
+
+#[test]
+fn memory_that_comes_and_goes_does_not_keep_ksmd_busy() {
+    const CHURN: &str = r"
+import ctypes, os, time
+assert ctypes.CDLL(None).prctl(67, 1, 0, 0, 0) == 0
+end = time.time() + 22
+while time.time() < end:
+    held = []
+    for step in range(15):
+        held.append([os.urandom(4096) for _ in range(1500)])
+        time.sleep(0.1)
+";
+    let Some(host) = Host::lock() else { return };
+    let mut churn = Command::new("python3").args(["-c", CHURN]).spawn().unwrap();
+    let mut drive = host.start(DriveSettings::default());
+    let begin = Instant::now();
+    let mut at_half = None;
+    while begin.elapsed() < Duration::from_secs(20) {
+        let pause = drive.tick().unwrap();
+        if begin.elapsed() > Duration::from_secs(12) && at_half.is_none() {
+            at_half = drive.last_progress().ksmd_cpu_seconds;
+        }
+        std::thread::sleep(pause);
+    }
+    let whole = drive.last_progress().ksmd_cpu_seconds;
+    churn.wait().unwrap();
+    let (Some(half), Some(whole)) = (at_half, whole) else { return println!("skipped: ksmd cannot be seen here") };
+    assert!(whole - half < 1.0, "ksmd used {half} s of 12 s and {} s of the next 8 s", whole - half);
+}
