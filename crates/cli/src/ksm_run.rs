@@ -74,7 +74,10 @@ pub(crate) fn run(args: KsmRun) -> anyhow::Result<ExitCode> {
     let mut driven = match Driven::start(args.quiet) {
         Ok(driven) => Some(driven),
         Err(error) => {
-            report.refuse(reason(&error), &format!("the command runs without merging: {error:#}"));
+            report.refuse(
+                reason(&error),
+                &format!("ksmd is not driven, so memory is merged only if it runs already: {error:#}"),
+            );
             None
         }
     };
