@@ -44,6 +44,8 @@ global_asm!(
     "jnz 2f",
     "xor ebp, ebp",
     "pop rax",
+    // The stack is a multiple of 16 at a call.
+    "add rsp, 8",
     "call rax",
     "mov eax, 60",
     "xor edi, edi",

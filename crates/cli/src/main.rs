@@ -1,2 +1,64 @@
-//! The command.
-fn main() {}
+//! The pagefold command: words, tables, progress, JSON.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod args;
+mod demo;
+mod demo_ksm;
+mod demo_store;
+mod doctor;
+mod ksm_run;
+mod later;
+mod run;
+mod store_run;
+
+/// Wrong usage.
+const USAGE: u8 = 2;
+/// Not permitted or not supported here.
+const NOT_HERE: u8 = 3;
+
+fn main() -> ExitCode {
+    let words: Vec<_> = std::env::args_os().collect();
+    // The hidden ways in: this binary is its own guardian and its own demonstration worker.
+    if let Some(word) = words.get(1).and_then(|word| word.to_str()) {
+        let rest = &words[2..];
+        let hidden = match word {
+            ksm_run::GUARDIAN => Some(ksm_run::guardian_main(rest)),
+            store_run::GUARDIAN => Some(store_run::guardian_main(rest)),
+            demo_store::WORKER => Some(demo_store::worker_main(rest)),
+            _ => None,
+        };
+        if let Some(result) = hidden {
+            return finish(result);
+        }
+    }
+    match args::Cli::try_parse_from(words) {
+        Ok(cli) => finish(dispatch(cli.command)),
+        Err(error) => {
+            // Help and version go to stdout and are no failure.
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            let _ = error.print();
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(command: args::Command) -> anyhow::Result<ExitCode> {
+    match command {
+        args::Command::Demo(args) => demo::demo(&args),
+        args::Command::Run(args) => run::run(args),
+        args::Command::Doctor(args) => doctor::doctor(&args),
+        other => Ok(later::say(other.name())),
+    }
+}
+
+fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        let missing = error.downcast_ref::<kernel::probe::Missing>().is_some();
+        eprintln!("pagefold: {error:#}");
+        ExitCode::from(if missing { NOT_HERE } else { 1 })
+    })
+}

@@ -1,0 +1,214 @@
+//! The words of the command line, exactly as typed. Names are a contract.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Merge equal pages of memory across processes: on request, inside partitions, on stock Linux kernels.
+#[derive(Debug, Parser)]
+#[command(name = "pagefold", version, about, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show on real processes of this machine what merging saves, and that nothing they hold has changed.
+    Demo(DemoArgs),
+    /// Run a command and merge what its processes mark mergeable (store) or hold at all (ksm).
+    Run(RunArgs),
+    /// Show which kernel features are there, and which grant would give the missing ones.
+    Doctor(DoctorArgs),
+    /// Tell what merging would save, before anything is changed (not built yet).
+    #[command(disable_help_flag = true)]
+    Eval(Later),
+    /// Merge ranges of a running process (not built yet).
+    #[command(disable_help_flag = true)]
+    Merge(Later),
+    /// Give merged ranges of a running process their own pages back (not built yet).
+    #[command(disable_help_flag = true)]
+    Unmerge(Later),
+    /// Take a running process out of its partition (not built yet).
+    #[command(disable_help_flag = true)]
+    Leave(Later),
+    /// Enable kernel KSM on running processes (not built yet).
+    #[command(disable_help_flag = true)]
+    Enable(Later),
+    /// Disable kernel KSM on running processes (not built yet).
+    #[command(disable_help_flag = true)]
+    Disable(Later),
+    /// Show, set, advise, trace and sweep kernel KSM (not built yet).
+    #[command(disable_help_flag = true)]
+    Ksm(Later),
+    /// Manage named partitions (not built yet).
+    #[command(disable_help_flag = true)]
+    Partition(Later),
+    /// Show partitions and members (not built yet).
+    #[command(disable_help_flag = true)]
+    Status(Later),
+    /// Show them live (not built yet).
+    #[command(disable_help_flag = true)]
+    Top(Later),
+    /// Serve named partitions (not built yet).
+    #[command(disable_help_flag = true)]
+    Daemon(Later),
+    /// Patch text of running programs, shared (not built yet).
+    #[command(disable_help_flag = true)]
+    Text(Later),
+}
+
+impl Command {
+    /// The word for it.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Demo(_) => "demo",
+            Self::Run(_) => "run",
+            Self::Doctor(_) => "doctor",
+            Self::Eval(_) => "eval",
+            Self::Merge(_) => "merge",
+            Self::Unmerge(_) => "unmerge",
+            Self::Leave(_) => "leave",
+            Self::Enable(_) => "enable",
+            Self::Disable(_) => "disable",
+            Self::Ksm(_) => "ksm",
+            Self::Partition(_) => "partition",
+            Self::Status(_) => "status",
+            Self::Top(_) => "top",
+            Self::Daemon(_) => "daemon",
+            Self::Text(_) => "text",
+        }
+    }
+}
+
+/// Anything, for a command that is not built yet.
+#[derive(Args, Debug)]
+pub(crate) struct Later {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<OsString>,
+}
+
+/// `pagefold demo`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Print one JSON document to stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Only one part: `store` (the library) or `ksm` (kernel KSM with one layout).
+    #[arg(long, value_enum)]
+    pub(crate) part: Option<DemoPart>,
+    /// Worker processes in each part.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(2..=64))]
+    pub(crate) workers: u16,
+    /// Megabytes that each worker of the store part loads.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) size: u32,
+}
+
+/// A part of the demonstration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DemoPart {
+    /// Eight workers merged through the library.
+    Store,
+    /// Eight Python workers under kernel KSM, with one layout and without.
+    Ksm,
+}
+
+/// `pagefold doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Print one JSON document to stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `pagefold run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// Name of the partition in reports.
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) partition: Option<String>,
+    /// Members do not trust each other: every run of pages in a file of its own.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Who merges: our own page store, or the kernel's KSM.
+    #[arg(long, value_enum, default_value_t = Backend::Store)]
+    pub(crate) backend: Backend,
+    /// Address-space layout of the members: one for all, drawn for each run, or as the kernel gives it.
+    #[arg(long, value_enum, default_value_t = LayoutArg::Default)]
+    pub(crate) layout: LayoutArg,
+    /// What is merged: ranges that programs mark mergeable (madvise), or everything eligible.
+    #[arg(long, value_enum, default_value_t = Scope::Marked)]
+    pub(crate) scope: Scope,
+    /// How references to a page are checked before it is replaced. `vouch`: not at all; you say that nobody holds any.
+    #[arg(long, value_enum, default_value_t = Check::Auto)]
+    pub(crate) check: Check,
+    /// Merge what has stayed unwritten for so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    pub(crate) stable: f64,
+    /// Most MiB that the page store may take.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) store_limit: Option<u64>,
+    /// Rewrite a JSON summary here every 10 seconds and at the end.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
+    /// Say nothing on stderr.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Who merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// pagefold's own page store.
+    Store,
+    /// Kernel KSM, driven while the command runs. One tree for the whole host: partitions are not enforced.
+    Ksm,
+}
+
+/// How members are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutArg {
+    /// One layout for all members.
+    Shared,
+    /// The kernel's.
+    Default,
+}
+
+/// What is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scope {
+    /// What programs mark with madvise(MADV_MERGEABLE).
+    Marked,
+    /// Every eligible range of programs that are proven safe (not built yet).
+    All,
+}
+
+/// Reference checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Check {
+    /// Exact counts where possible, else the collapse oracle.
+    Auto,
+    /// Exact counts by BPF.
+    Bpf,
+    /// MADV_COLLAPSE as an oracle.
+    Collapse,
+    /// None.
+    Vouch,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_words_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,43 @@
+//! `pagefold demo`: both parts.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::args::{DemoArgs, DemoPart};
+use crate::demo_ksm::{PartB, PartBOptions, part_b};
+use crate::demo_store::{PartA, part_a};
+
+/// What `--json` prints; the store's saving at the top.
+#[derive(Serialize)]
+struct Document {
+    bytes_saved: u64,
+    digests_equal: bool,
+    store: Option<PartA>,
+    ksm: Option<PartB>,
+}
+
+/// Runs the parts and prints what was seen.
+pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
+    let wants = |part: DemoPart| args.part.is_none_or(|only| only == part);
+    let store = if wants(DemoPart::Store) { Some(part_a(args)?) } else { None };
+    let ksm = if wants(DemoPart::Ksm) {
+        Some(part_b(PartBOptions { workers: usize::from(args.workers), quiet: args.json })?)
+    } else {
+        None
+    };
+    let digests_equal = store.as_ref().is_none_or(|part| part.digests_equal);
+    let document =
+        Document { bytes_saved: store.as_ref().map_or(0, |part| part.bytes_saved), digests_equal, store, ksm };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&document)?);
+    } else {
+        if let Some(part) = &document.store {
+            print!("{}", part.table());
+        }
+        if let Some(part) = &document.ksm {
+            println!("{part}");
+        }
+    }
+    Ok(if document.digests_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
