@@ -71,10 +71,6 @@ impl Batch {
         batch
     }
 
-    pub(crate) fn entries(&self) -> &[Entry] {
-        &self.entries[..self.len]
-    }
-
     pub(crate) fn refuse_rest(&mut self, outcome: Outcome) {
         for slot in self.outcomes[..self.len].iter_mut().filter(|slot| **slot == Outcome::Pending) {
             *slot = outcome;

@@ -1,26 +1,52 @@
 //! The sequence for plain anonymous pages: freeze by UFFDIO_MOVE.
 
+use core::ops::Range;
+
 use abi::BATCH_MAX;
 use abi::mark::Mark;
 use abi::place::{Action, Outcome};
 
 use crate::batch::{Batch, Held, Order, WINDOW_PAGES, is_neighbour};
-use crate::space::{AddressSpace, Checked, Failure, FreezeKind, PageState, Pages, RegisterMode, VmaKind};
+use crate::space::{AddressSpace, Checked, Failure, FreezeKind, PageState, Pages, RegisterMode, Vma, VmaKind};
 
 const KIND: FreezeKind = FreezeKind::Move;
 
+/// Runs the batch mapping by mapping: what was merged earlier has cut the memory into pieces.
 pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) {
-    let Some((start, end)) = look_again(space, order, batch) else { return };
+    let mut from = 0;
+    while from < batch.len {
+        from = run_mapping(space, order, batch, from);
+    }
+}
+
+/// Runs the entries from `from` on that lie in one mapping; returns the first one behind it.
+fn run_mapping<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch, from: usize) -> usize {
+    let Some(from) = (from..batch.len).find(|index| batch.outcomes[*index] == Outcome::Pending) else {
+        return batch.len;
+    };
+    let page = space.page_size();
+    let Some(vma) = space.vma(batch.entries[from].address) else {
+        batch.outcomes[from] = Outcome::LayoutChanged;
+        return from + 1;
+    };
+    let inside = |index: &usize| batch.entries[*index].address.saturating_add(page) <= vma.end;
+    let to = from + (from..batch.len).take_while(inside).count().max(1);
+    run_entries(space, order, batch, from..to, vma);
+    to
+}
+
+fn run_entries<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch, span: Range<usize>, vma: Vma) {
+    let Some((start, end)) = look_again(space, order, batch, span.clone(), vma) else { return };
     if order.forked {
-        own(space, batch);
+        own(space, batch, span.clone());
     }
     if let Err(failure) = space.register(start, end, RegisterMode::Missing) {
-        batch.refuse_rest(refusal(failure));
+        refuse(batch, span, refusal(failure));
         return;
     }
     space.journal_begin(KIND, start, end);
     let begun = space.now();
-    let held = freeze(space, batch);
+    let held = freeze(space, batch, span);
     if held.len > 0 {
         space.barrier();
         judge(space, batch, &held, start, end);
@@ -52,27 +78,37 @@ const fn refusal(failure: Failure) -> Outcome {
     }
 }
 
+fn refuse(batch: &mut Batch, span: Range<usize>, outcome: Outcome) {
+    for slot in batch.outcomes[span].iter_mut().filter(|slot| **slot == Outcome::Pending) {
+        *slot = outcome;
+    }
+}
+
 /// Leaves out whatever is not as the plan believed and returns the window of what remains.
-fn look_again<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) -> Option<(u64, u64)> {
+fn look_again<S: AddressSpace>(
+    space: &mut S,
+    order: &Order,
+    batch: &mut Batch,
+    span: Range<usize>,
+    vma: Vma,
+) -> Option<(u64, u64)> {
     let page = space.page_size();
-    let first = batch.entries().iter().zip(&batch.outcomes).find(|(_, outcome)| **outcome == Outcome::Pending)?.0;
-    let vma = space.vma(first.address)?;
     let fits = vma.kind == VmaKind::Anonymous && vma.prot == order.keep.prot() && vma.prot & 3 == 3;
-    let base = batch.entries[0].address;
+    let base = batch.entries[span.start].address;
     let mut states = [PageState::Absent; WINDOW_PAGES as usize];
-    let span = ((batch.entries[batch.len - 1].address - base) / page + 1) as usize;
-    let readable = span <= states.len() && space.page_states(base, &mut states[..span]);
+    let count = ((batch.entries[span.end - 1].address - base) / page + 1) as usize;
+    let readable = count <= states.len() && space.page_states(base, &mut states[..count]);
     let (mut start, mut end) = (u64::MAX, 0);
-    for index in 0..batch.len {
+    for index in span {
         let address = batch.entries[index].address;
         if batch.outcomes[index] != Outcome::Pending {
             continue;
         }
         let mark = space.mark(address);
-        let outcome = if address + page > vma.end || !fits {
+        let outcome = if !fits || mark.keep().is_some() {
             Outcome::LayoutChanged
         } else if !mark.is_plain() {
-            if mark.keep().is_some() { Outcome::LayoutChanged } else { Outcome::Excluded }
+            Outcome::Excluded
         } else if space.holds_thread_data(address) {
             Outcome::ThreadData
         } else if !readable {
@@ -95,10 +131,10 @@ fn look_again<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) 
 
 /// Makes the chosen pages exclusive, in place. Only pages that are present and mapped nowhere else: elsewhere this
 /// would allocate memory, and could get the process killed for it.
-fn own<S: AddressSpace>(space: &mut S, batch: &Batch) {
+fn own<S: AddressSpace>(space: &mut S, batch: &Batch, span: Range<usize>) {
     let page = space.page_size();
     let mut run: Option<Pages> = None;
-    for (entry, outcome) in batch.entries().iter().zip(&batch.outcomes) {
+    for (entry, outcome) in batch.entries[span.clone()].iter().zip(&batch.outcomes[span]) {
         if *outcome != Outcome::Pending {
             continue;
         }
@@ -119,18 +155,18 @@ fn own<S: AddressSpace>(space: &mut S, batch: &Batch) {
 }
 
 /// Moves the chosen pages to the scratch area, packed from slot 0 on, so that a hole follows the last one.
-fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch) -> Held {
+fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, span: Range<usize>) -> Held {
     let page = space.page_size();
     let mut held = Held::new(KIND);
-    let mut index = 0;
-    while index < batch.len {
+    let mut index = span.start;
+    while index < span.end {
         if batch.outcomes[index] != Outcome::Pending {
             index += 1;
             continue;
         }
         let start = batch.entries[index].address;
         let mut count = 1;
-        while index + count < batch.len
+        while index + count < span.end
             && batch.outcomes[index + count] == Outcome::Pending
             && batch.entries[index + count].address == start + count as u64 * page
         {
@@ -154,7 +190,9 @@ fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch) -> Held {
 /// Whoever is held goes back: by the robust lists, by the reference check.
 fn judge<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held, start: u64, end: u64) {
     if space.robust_list_enters(start, end) {
-        batch.refuse_rest(Outcome::ThreadData);
+        for slot in 0..held.len {
+            batch.outcomes[held.entry(slot)] = Outcome::ThreadData;
+        }
         return;
     }
     let mut refs = [0; BATCH_MAX];
