@@ -420,14 +420,19 @@ impl Broker {
         let this = Look { owner, reader, pagemap, first, ages: &area.ages, zero_patience, spare_huge };
         let seen = look(&this, pages, &mut self.eyes, &self.partition, findings);
         // Whatever turned out not to be there is not worth another look until it is written.
-        pages.iter().for_each(|page| area.ages.looked(page));
+        let mut waiting = findings.zero_waiting.drain(..).peekable();
+        for page in pages.iter() {
+            if waiting.next_if_eq(&page).is_none() {
+                area.ages.looked(page);
+            }
+        }
+        drop(waiting);
         seen
     }
 
     /// Fills the store with what was found and orders the merges.
     fn act(&mut self, findings: &mut Findings, report: &mut dyn FnMut(u32, &[Result1])) {
         if findings.is_empty() {
-            findings.looked.clear();
             return;
         }
         let members = &mut self.members;
@@ -436,7 +441,6 @@ impl Broker {
             Some(member.view.area_of(location.page)?.ages.age(location.page)?.kind)
         };
         fill(&mut self.eyes, &mut self.partition, findings, kind_of);
-        findings.looked.clear();
         let owners: Vec<u32> = findings.items.keys().copied().collect();
         for owner in owners {
             let items = findings.items.remove(&owner).unwrap_or_default();

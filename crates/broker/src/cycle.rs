@@ -25,8 +25,8 @@ pub(crate) struct Findings {
     fill_of: HashMap<Fingerprint, usize>,
     /// Pages that wait for a fill.
     takers: Vec<(Location, usize)>,
-    /// Pages in which nothing was found: they sleep until they are written.
-    pub(crate) looked: Vec<(u32, PageNumber)>,
+    /// Zero pages whose program may be about to use them: they are looked at again.
+    pub(crate) zero_waiting: Vec<PageNumber>,
     pub(crate) pages_read: u64,
     pub(crate) zero_pages: u64,
 }
@@ -145,6 +145,8 @@ fn look_at(
             if look.zero_patience == 0 || waited || diverged {
                 let task = if diverged { Task::RetakeZero } else { Task::DropZero };
                 push(findings, look.owner, number, task);
+            } else {
+                findings.zero_waiting.push(number);
             }
             at += 1;
             continue;
@@ -188,7 +190,7 @@ fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Ey
     }
     let id = look.first.0.offset(number.0 - look.first.1.0);
     match eyes.index.observe(content, id) {
-        Sighting::First | Sighting::Again => findings.looked.push((look.owner, number)),
+        Sighting::First | Sighting::Again => {}
         Sighting::Candidate(other) => match eyes.spans.locate(other) {
             Some(there) if there != here => {
                 let fill = findings.fills.len();
@@ -200,7 +202,6 @@ fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Ey
             _ => {
                 // The other page is gone: this one takes its place.
                 eyes.index.supersede(content, other, id);
-                findings.looked.push((look.owner, number));
             }
         },
     }
@@ -228,10 +229,7 @@ pub(crate) fn fill(
     findings.fill_of.clear();
     let report = partition.fill(&mut eyes.fill_buffer, &requests, read_processes);
     for (taker, fill) in findings.takers.drain(..) {
-        let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else {
-            findings.looked.push((taker.owner, taker.page));
-            continue;
-        };
+        let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else { continue };
         let content = requests[fill].fingerprint;
         let task = match kind_of(taker) {
             Some(Kind::Plain) => Task::Merge(place, content),
