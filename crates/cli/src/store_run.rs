@@ -46,7 +46,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("pagefold: {text}");
         }
     };
-    if let Some(reason) = args.command.first().and_then(|program| unmanageable(program)) {
+    if let Some(reason) = args.command.first().and_then(unmanageable) {
         say(&format!("the command runs unmanaged: {reason}"));
     }
     let (managed, launched) = match start(args, &signals, &say) {
