@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use abi::control::Control;
 use abi::frozen::{BUCKETS, upper_bound};
@@ -100,6 +100,8 @@ pub struct Summary {
     pub store_pages: u64,
     /// Segments of the store.
     pub store_segments: u64,
+    /// Time in which nothing was merged because too many threads wanted a CPU.
+    pub held_back_seconds: f64,
     /// CPU time of broker and helpers.
     pub cpu_seconds: f64,
     /// Time since the start.
@@ -116,6 +118,8 @@ pub(crate) struct Totals {
     pub(crate) zero: u64,
     pub(crate) unshared: u64,
     pub(crate) refused: Refusals,
+    /// Time in which nothing was merged because too many threads wanted a CPU.
+    pub(crate) held_back: Duration,
     /// Of members that are gone.
     frozen: Vec<u64>,
     frozen_max_ns: u64,
@@ -294,6 +298,7 @@ impl Books<'_> {
             batches,
             store_pages: store.pages_shared,
             store_segments: store.segments,
+            held_back_seconds: self.totals.held_back.as_secs_f64(),
             cpu_seconds: own + cpu as f64 / 1e9,
             elapsed_seconds: self.started.elapsed().as_secs_f64(),
             helper_refused: Vec::new(),

@@ -20,6 +20,7 @@ use store::{FillBuffer, Options, Partition};
 use crate::account::{Books, Sample, Summary, Totals, sample};
 use crate::cycle::{Eyes, Findings, Look, Regions, fill, look};
 use crate::error::BrokerError;
+use crate::fitness::unfit;
 use crate::guardian::GuardianLink;
 use crate::member::{Host, Member, Refused, introduce};
 use crate::order::{Item, Order, Queue, Result1, Task};
@@ -371,6 +372,9 @@ impl Broker {
         let mut findings = Findings::default();
         let mut regions = Regions::new();
         let rest = runnable().is_some_and(|runnable| runnable > self.cpus * RUNNABLE_PER_CPU);
+        if rest {
+            self.totals.held_back += self.interval.unwrap_or_default();
+        }
         let owners: Vec<u32> = self.members.iter().map(|member| member.index).collect();
         for owner in owners {
             if !self.refresh(owner) {
@@ -389,6 +393,10 @@ impl Broker {
                 if !rest {
                     due.extend(area.ages.due());
                 }
+            }
+            if let Some(reason) = self.members[position].unfit {
+                self.totals.refused.add(reason, due.iter().map(|pages| pages.pages()).sum());
+                continue;
             }
             for pages in due {
                 if !self.look_at(owner, pages, &pagemap, ZERO_PATIENCE * self.policy.settle, true, &mut findings) {
@@ -630,6 +638,10 @@ impl Broker {
         }
         let Some(member) = self.member(owner) else { return report };
         let Ok(pagemap) = Pagemap::open(member.helper) else { return report };
+        if let Some(reason) = member.unfit {
+            report.refused.insert(reason.to_owned(), member.view.pages());
+            return report;
+        }
         let wanted: Vec<PageRange> = member
             .view
             .areas
@@ -719,6 +731,9 @@ impl Broker {
     fn take_sample(&mut self) {
         self.last_sample = sample(&mut self.members, &self.inodes);
         self.sampled = Instant::now();
+        for member in &mut self.members {
+            member.unfit = unfit(member.pid);
+        }
         let now = Instant::now();
         let segments: Vec<SegmentId> = self.inode_of.keys().copied().collect();
         for segment in segments {

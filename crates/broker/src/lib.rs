@@ -18,6 +18,7 @@ mod attendant;
 mod broker;
 mod cycle;
 mod error;
+mod fitness;
 pub mod guardian;
 mod image;
 mod member;

@@ -16,6 +16,7 @@ use kernel::{
 use page::SegmentId;
 
 use crate::attendant::{Attendants, Attended};
+use crate::fitness::unfit;
 use crate::recovery::{Grounds, Recovered, recover};
 use crate::view::View;
 
@@ -72,6 +73,8 @@ pub(crate) struct Member {
     /// A plan is with the helper.
     pub(crate) busy_since: Option<Instant>,
     pub(crate) index: u32,
+    /// Why the process is left alone for now.
+    pub(crate) unfit: Option<&'static str>,
 }
 
 impl Member {
@@ -232,6 +235,7 @@ pub(crate) fn introduce(link: Seqpacket, host: Host<'_>) -> Result<Member, Refus
         next_number: 0,
         busy_since: None,
         index: host.index,
+        unfit: unfit(pid),
     })
 }
 

@@ -1,0 +1,139 @@
+//! Whether a process may be merged at this moment, beyond what its memory looks like.
+//!
+//! Each reason is a hang that was seen, or is known from reading the kernel: a real-time thread that runs into a frozen
+//! page spins on the helper's CPU; a cgroup near `memory.high` puts the helper to sleep with pages frozen, since the
+//! penalty follows the address space; a storage daemon may be what its own memory's reclaim waits for.
+
+use std::path::{Path, PathBuf};
+
+use kernel::sched::{Policy, policy};
+use kernel::{Pid, status};
+
+/// Share of a memory limit that must be free.
+const FREE_PERCENT: u64 = 5;
+/// Files whose holders serve the host's storage or its memory.
+const STORAGE: [&str; 5] = ["/dev/fuse", "/dev/nbd", "/dev/ublk", "/dev/tcmu", "/dev/uio"];
+
+/// Why a process is left alone for now, or `None`. The word is the one that reports use.
+pub(crate) fn unfit(pid: Pid) -> Option<&'static str> {
+    unfit_at(pid, Path::new("/proc"), Path::new("/sys/fs/cgroup"))
+}
+
+fn unfit_at(pid: Pid, proc: &Path, cgroups: &Path) -> Option<&'static str> {
+    let threads = status::threads(pid).unwrap_or_default();
+    if threads.into_iter().any(is_real_time) {
+        return Some("real_time_threads");
+    }
+    let folder = proc.join(pid.get().to_string());
+    if serves_storage(&folder.join("fd")) {
+        return Some("storage_daemon");
+    }
+    if near_limit(&folder.join("cgroup"), cgroups) {
+        return Some("memory_limit_near");
+    }
+    None
+}
+
+fn is_real_time(tid: Pid) -> bool {
+    // SCHED_FIFO 1, SCHED_RR 2, SCHED_DEADLINE 6; batch and idle are ordinary.
+    match policy(tid) {
+        Ok(Policy::Fifo { .. }) => true,
+        Ok(Policy::Unknown(number)) => number == 2 || number == 6,
+        _ => false,
+    }
+}
+
+/// True if a folder of descriptors holds one of a storage device.
+fn serves_storage(descriptors: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(descriptors) else { return false };
+    entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .any(|target| STORAGE.iter().any(|device| target.to_string_lossy().starts_with(device)))
+}
+
+/// True if a memory cgroup of the process, at any level, has less than a twentieth of its limit left.
+fn near_limit(membership: &Path, cgroups: &Path) -> bool {
+    let Ok(text) = std::fs::read_to_string(membership) else { return false };
+    text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).any(|(controllers, path)| {
+        let path = path.trim_start_matches('/');
+        if controllers.is_empty() {
+            let roots = [cgroups.to_owned(), cgroups.join("unified")];
+            roots.iter().any(|root| any_level(root, path, &["memory.high", "memory.max"], "memory.current"))
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            let root = cgroups.join("memory");
+            any_level(&root, path, &["memory.limit_in_bytes"], "memory.usage_in_bytes")
+        } else {
+            false
+        }
+    })
+}
+
+fn any_level(root: &Path, path: &str, limits: &[&str], usage: &str) -> bool {
+    let mut folder: PathBuf = root.join(path);
+    loop {
+        if let Some(used) = number(&folder.join(usage)) {
+            let tight = |limit: u64| limit.saturating_sub(used) < limit / 100 * FREE_PERCENT;
+            if limits.iter().filter_map(|name| number(&folder.join(name))).any(tight) {
+                return true;
+            }
+        }
+        if folder == root || !folder.pop() || !folder.starts_with(root) {
+            return false;
+        }
+    }
+}
+
+/// The number in a file; `None` for `max` and for files that are not there.
+fn number(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn an_ordinary_process_is_fit() {
+        assert_eq!(unfit(Pid::this()), None);
+    }
+
+    #[test]
+    fn holders_of_storage_devices_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!serves_storage(folder.path()));
+        std::os::unix::fs::symlink("/dev/null", folder.path().join("3")).unwrap();
+        assert!(!serves_storage(folder.path()));
+        std::os::unix::fs::symlink("/dev/nbd0", folder.path().join("4")).unwrap();
+        assert!(serves_storage(folder.path()));
+    }
+
+    #[test]
+    fn a_limit_at_any_level_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let (membership, root) = (folder.path().join("cgroup"), folder.path().join("sys"));
+        let inner = root.join("a/b");
+        std::fs::create_dir_all(&inner).unwrap();
+        std::fs::write(&membership, "0::/a/b\n").unwrap();
+        std::fs::write(inner.join("memory.current"), "1000\n").unwrap();
+        std::fs::write(inner.join("memory.high"), "max\n").unwrap();
+        assert!(!near_limit(&membership, &root));
+        std::fs::write(root.join("a/memory.current"), "97000\n").unwrap();
+        std::fs::write(root.join("a/memory.high"), "100000\n").unwrap();
+        assert!(near_limit(&membership, &root), "97 % of memory.high, one level up");
+        std::fs::write(root.join("a/memory.current"), "90000\n").unwrap();
+        assert!(!near_limit(&membership, &root));
+    }
+
+    #[test]
+    fn the_older_hierarchy_counts_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (membership, root) = (folder.path().join("cgroup"), folder.path().join("sys"));
+        std::fs::create_dir_all(root.join("memory/x")).unwrap();
+        std::fs::write(&membership, "5:cpu:/\n4:memory:/x\n").unwrap();
+        std::fs::write(root.join("memory/x/memory.usage_in_bytes"), "99000").unwrap();
+        std::fs::write(root.join("memory/x/memory.limit_in_bytes"), "100000").unwrap();
+        assert!(near_limit(&membership, &root));
+    }
+}
