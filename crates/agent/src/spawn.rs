@@ -68,6 +68,29 @@ pub(crate) fn learn_tid_word() {
     }
 }
 
+/// Filters that this thread's system calls go through: `Seccomp_filters` in /proc/thread-self/status, or `None`.
+///
+/// A program that filtered itself may have forbidden what the helper needs, with a deadly answer: clone, above all.
+/// Filters that were there before the program began (a container's) are part of where it runs and are no reason.
+fn filters() -> Option<u64> {
+    const NAME: &[u8] = b"\nSeccomp_filters:";
+    let fd = link::open(c"/proc/thread-self/status")?;
+    let mut text = [0_u8; 4096];
+    // SAFETY: the kernel writes into `text`.
+    let got = unsafe { sys!(nr::PREAD64, fd as u64, text.as_mut_ptr() as u64, text.len() as u64, 0) };
+    link::close(fd);
+    let text = text.get(..usize::try_from(got).ok()?)?;
+    let at = text.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let digits =
+        text[at..].iter().skip_while(|byte| byte.is_ascii_whitespace()).take_while(|byte| byte.is_ascii_digit());
+    Some(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// Remembers how many filters there are before the program begins.
+pub(crate) fn learn_filters() {
+    STATE.filters.store(filters().unwrap_or(0), SeqCst);
+}
+
 /// Starts the helper, if there is none, and waits until the control area stands. To be called with the table's lock
 /// held and signals blocked.
 pub(crate) fn start_helper() -> bool {
@@ -75,6 +98,10 @@ pub(crate) fn start_helper() -> bool {
         return true;
     }
     if STATE.unwilling.load(SeqCst) != 0 {
+        return false;
+    }
+    if filters().unwrap_or(0) != STATE.filters.load(SeqCst) {
+        STATE.unwilling.store(1, SeqCst);
         return false;
     }
     let (Some(middle), Some(stack)) = (sys::allocate(MIDDLE_STACK), sys::allocate(HELPER_STACK)) else {

@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub(crate) helper: AtomicU32,
     /// 0: a helper may be started; otherwise the reason why it may not.
     pub(crate) unwilling: AtomicU32,
+    /// Filters on system calls that were there at the start.
+    pub(crate) filters: AtomicU64,
     /// [`stop`] bits raised before there was a control area.
     pub(crate) early_stop: AtomicU32,
     /// Address of the main thread's clear_child_tid word, 0 if unknown.
@@ -70,6 +72,7 @@ pub(crate) static STATE: State = State {
     control: AtomicU64::new(0),
     helper: AtomicU32::new(0),
     unwilling: AtomicU32::new(0),
+    filters: AtomicU64::new(0),
     early_stop: AtomicU32::new(0),
     tid_word: AtomicU64::new(0),
     address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
@@ -139,6 +142,7 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
         return Start::KernelLacks;
     }
     spawn::learn_tid_word();
+    spawn::learn_filters();
     let outcome = patch::patch_all(sites, config.alone);
     if outcome == Start::Ready {
         STATE.active.store(1, SeqCst);

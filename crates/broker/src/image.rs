@@ -72,6 +72,12 @@ impl AgentFiles {
         self.folder.join("agent.so")
     }
 
+    /// Leaves the files where they are: processes that go on after the launcher still name them in their environment,
+    /// and whatever they execute would otherwise hear the loader complain.
+    pub fn leave(self) {
+        let _kept = std::mem::ManuallyDrop::new(self);
+    }
+
     /// The table of system-call sites.
     #[must_use]
     pub fn sites(&self) -> PathBuf {

@@ -12,6 +12,8 @@ mod demo_store;
 mod doctor;
 mod ksm_run;
 mod later;
+#[cfg(test)]
+mod man;
 mod run;
 mod store_run;
 

@@ -46,7 +46,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("pagefold: {text}");
         }
     };
-    if let Some(reason) = args.command.first().and_then(unmanageable) {
+    let unmanaged = args.command.first().and_then(unmanageable);
+    if let Some(reason) = &unmanaged {
         say(&format!("the command runs unmanaged: {reason}"));
     }
     let (managed, launched) = match start(args, &signals, &say) {
@@ -64,17 +65,30 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(status));
         }
     };
-    let mut report = Reporter { managed: managed.as_ref(), file: summary_file, quiet: args.quiet, args };
+    let mut report = Reporter {
+        managed: managed.as_ref(),
+        file: summary_file,
+        quiet: args.quiet,
+        args,
+        unmanaged: unmanaged.is_some(),
+    };
     let status = report.watch(launched, &signals)?;
     report.end();
-    drop(managed);
+    if let Some(Managed { broker, files }) = managed {
+        // Helpers leave with the broker; what is then still below this process are the command's own.
+        drop(broker);
+        signals::reap_others(Pid(0));
+        if has_children() {
+            files.leave();
+        }
+    }
     Ok(pass_on(status))
 }
 
 /// The broker and the agent's files.
 struct Managed {
     broker: BrokerHandle,
-    _files: AgentFiles,
+    files: AgentFiles,
 }
 
 /// Why a program cannot get the agent, if it cannot.
@@ -137,13 +151,13 @@ fn manage(args: &RunArgs) -> anyhow::Result<Managed> {
         guardian: Some((program, vec![GUARDIAN.to_owned()])),
         ..Settings::default()
     };
-    Ok(Managed { broker: Broker::start(settings)?, _files: files })
+    Ok(Managed { broker: Broker::start(settings)?, files })
 }
 
 impl Managed {
     /// Leads the agent into a command, and keeps what the user had.
     fn lead_in(&self, command: &mut Command) {
-        let mut preload = self._files.image().into_os_string();
+        let mut preload = self.files.image().into_os_string();
         if let Some(own) = std::env::var_os("LD_PRELOAD").filter(|own| !own.is_empty()) {
             preload.push(":");
             preload.push(own);
@@ -153,10 +167,19 @@ impl Managed {
     }
 
     fn variable(&self) -> String {
-        let sites = self._files.sites();
+        let sites = self.files.sites();
         let token = self.broker.token();
         format!("{}:{:016x}{:016x}:{}", self.broker.name(), token.0, token.1, sites.display())
     }
+}
+
+/// True if a process below this one goes on.
+fn has_children() -> bool {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
+    threads
+        .filter_map(Result::ok)
+        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
+        .any(|children| !children.trim().is_empty())
 }
 
 struct Reporter<'a> {
@@ -164,6 +187,8 @@ struct Reporter<'a> {
     file: Option<SummaryFile>,
     quiet: bool,
     args: &'a RunArgs,
+    /// It was said already why nothing can be merged.
+    unmanaged: bool,
 }
 
 impl Reporter<'_> {
@@ -224,11 +249,14 @@ impl Reporter<'_> {
         for reason in &summary.helper_refused {
             eprintln!("pagefold: a process was left alone: {reason}");
         }
-        if summary.processes_ever == 0 && summary.helper_refused.is_empty() {
+        if summary.processes_ever == 0 && summary.helper_refused.is_empty() && !self.unmanaged {
             eprintln!(
                 "pagefold: nothing was marked mergeable (madvise MADV_MERGEABLE), so nothing was merged; \
                  --backend ksm merges all memory of any program"
             );
+            return;
+        }
+        if summary.processes_ever == 0 {
             return;
         }
         eprintln!(

@@ -1,0 +1,112 @@
+//! The man page, made from the same definitions that `--help` prints.
+//!
+//! `man/pagefold.1` is a golden file: the test below fails when it no longer says what the arguments say, and writes it
+//! anew when it is run with `BLESS=1`.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::Path;
+
+use clap::{Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use crate::args::Cli;
+
+const PAGE: &str = "man/pagefold.1";
+
+/// What the arguments do not say. Troff, one section each.
+const SECTIONS: &str = r#".SH "EXIT STATUS"
+.TP
+\fB0\fR
+Done.
+.TP
+\fB1\fR
+Failed, or a digest was not what it must be (\fBdemo\fR).
+.TP
+\fB2\fR
+Wrong usage.
+.TP
+\fB3\fR
+Not permitted or not supported here, or a command that is not built yet. The message names the missing thing and how to get it.
+.PP
+\fBrun\fR ends as the command ended: with its status, or by the signal that killed it. Its own failures are those of \fBenv\fR(1): 125 if \fBpagefold\fR itself failed, 126 if the command cannot be executed, 127 if there is no such command. A command that cannot be managed is no failure: it runs unmerged.
+.SH SIGNALS
+\fBrun\fR passes SIGINT, SIGTERM, SIGHUP and SIGQUIT on to the command when another process sent them; those of the terminal reach the command by themselves. SIGUSR1 prints the state on standard error.
+.SH ENVIRONMENT
+.TP
+\fBLD_PRELOAD\fR
+The store backend puts its agent in front of what is there already.
+.TP
+\fBPAGEFOLD_AGENT\fR
+Set for the command by the store backend: where its processes find the broker.
+.TP
+\fBPAGEFOLD_LAYOUT_STACK\fR, \fBPAGEFOLD_STACK_SOFT\fR
+Set for the command by \fB\-\-layout shared\fR: the partition's layout, and the caller's own stack limit.
+.TP
+\fBXDG_RUNTIME_DIR\fR, \fBTMPDIR\fR
+Where the agent's files are put while a command runs, before /run and /tmp.
+.SH FILES
+.TP
+\fI/run/pagefold/ksm\-lease.json\fR
+Who uses KSM's settings, and the administrator's own values; there only while somebody does. For a user other than root it lies below \fBXDG_RUNTIME_DIR\fR.
+.SH "SEE ALSO"
+\fBmadvise\fR(2), \fBuserfaultfd\fR(2), \fBmemfd_create\fR(2), \fBPR_SET_MEMORY_MERGE\fR(2const), \fBenv\fR(1)
+"#;
+
+fn page() -> String {
+    let command = Cli::command();
+    let mut out = Vec::new();
+    let main = Man::new(command.clone()).section("1").manual("User Commands").source("pagefold");
+    main.render_title(&mut out).unwrap();
+    main.render_name_section(&mut out).unwrap();
+    main.render_synopsis_section(&mut out).unwrap();
+    main.render_description_section(&mut out).unwrap();
+    let mut text = String::from_utf8(out).unwrap();
+    let (built, later): (Vec<&Command>, Vec<&Command>) =
+        command.get_subcommands().partition(|sub| !about(sub).ends_with("(not built yet)"));
+    text.push_str(".SH COMMANDS\n");
+    for sub in &built {
+        let name = sub.get_name();
+        text.push_str(&format!(".SS \"pagefold {name}\"\n{}.\n", about(sub)));
+        text.push_str(&section(&(*sub).clone(), name));
+    }
+    text.push_str(".SS \"Not built yet\"\nThe names are settled; each says so and ends with status 3.\n");
+    for sub in &later {
+        let about = about(sub);
+        text.push_str(&format!(".TP\n\\fB{}\\fR\n{}\n", sub.get_name(), about.trim_end_matches(" (not built yet)")));
+    }
+    text.push_str(SECTIONS);
+    text
+}
+
+fn about(command: &Command) -> String {
+    command.get_about().map(ToString::to_string).unwrap_or_default().trim_end_matches('.').to_owned()
+}
+
+/// Synopsis and options of a subcommand, as paragraphs of the page.
+fn section(command: &Command, name: &str) -> String {
+    let display = format!("pagefold {name}");
+    let man = Man::new(command.clone().display_name(display.clone()).name(display));
+    let (mut synopsis, mut options) = (Vec::new(), Vec::new());
+    man.render_synopsis_section(&mut synopsis).unwrap();
+    man.render_options_section(&mut options).unwrap();
+    let [synopsis, options] = [synopsis, options].map(|part| String::from_utf8(part).unwrap());
+    let lines = |part: &str, heading: &str| {
+        let kept: Vec<&str> = part
+            .lines()
+            .filter(|line| *line != heading && !line.starts_with(".ie") && !line.starts_with(".el"))
+            .collect();
+        kept.join("\n") + "\n"
+    };
+    format!(".PP\n{}{}", lines(&synopsis, ".SH SYNOPSIS"), lines(&options, ".SH OPTIONS"))
+}
+
+#[test]
+fn the_page_says_what_the_arguments_say() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = page();
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == page, "{} is out of date: run `BLESS=1 cargo test -p pagefold-cli man::`", path.display());
+}
