@@ -1,0 +1,66 @@
+//! A running broker, as other threads see it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use crate::account::Summary;
+use crate::error::BrokerError;
+use crate::rendezvous::Token;
+use crate::wishes::{Asked, Wish, Wished};
+
+/// A running broker, for other threads.
+#[derive(Debug)]
+pub struct BrokerHandle {
+    pub(super) asked: Sender<Asked>,
+    pub(super) wake: Arc<OwnedFd>,
+    pub(super) thread: Option<JoinHandle<()>>,
+    pub(super) name: String,
+    pub(super) token: Token,
+}
+
+impl BrokerHandle {
+    /// Asks for something and waits for the answer.
+    ///
+    /// # Errors
+    /// [`BrokerError::Ended`].
+    pub fn ask(&self, wish: Wish) -> Result<Wished, BrokerError> {
+        let (answer, answered) = channel();
+        self.asked.send(Asked { wish, answer }).map_err(|_gone| BrokerError::Ended)?;
+        let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
+        answered.recv().map_err(|_gone| BrokerError::Ended)
+    }
+
+    /// The state now.
+    ///
+    /// # Errors
+    /// [`BrokerError::Ended`].
+    pub fn summary(&self) -> Result<Summary, BrokerError> {
+        match self.ask(Wish::Summary)? {
+            Wished::Summary(summary) => Ok(*summary),
+            _ => Err(BrokerError::Ended),
+        }
+    }
+
+    /// The abstract name of the socket that helpers connect to.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The partition's secret.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token
+    }
+}
+
+impl Drop for BrokerHandle {
+    fn drop(&mut self) {
+        let _ = self.ask(Wish::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The broker's loop: takes members in, ticks, fulfils wishes, buries the dead.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use abi::wire::Message;
+use kernel::refcheck::BpfCheck;
+use kernel::{Bytes, Uffd};
+use page::{AgePolicy, CandidateIndex, SegmentId, Spans};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use store::{FillBuffer, Options, Partition};
+
+use crate::account::{Sample, Totals};
+use crate::cycle::Eyes;
+use crate::error::BrokerError;
+use crate::guardian::GuardianLink;
+use crate::member::{Host, Member, Refused, introduce};
+use crate::order::Queue;
+use crate::rendezvous::Rendezvous;
+use crate::settings::{CheckChoice, Settings};
+use crate::wishes::{Asked, Wish, Wished};
+mod books;
+mod handle;
+mod now;
+mod tick;
+
+pub use handle::BrokerHandle;
+
+/// Pages that the candidate index has room for: 8 bytes each, taken as they come.
+const INDEX_PAGES: u64 = 1 << 27;
+/// How often the members' mappings are read for the books.
+const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// How long a wish waits for its member's helper to introduce itself.
+const MEMBER_WITHIN: Duration = Duration::from_secs(5);
+
+/// One partition, its members, and what is known of their pages.
+pub struct Broker {
+    settings: Settings,
+    rendezvous: Rendezvous,
+    partition: Partition,
+    eyes: Eyes,
+    members: Vec<Member>,
+    queues: HashMap<u32, Queue>,
+    next_index: u32,
+    totals: Totals,
+    /// Inodes of segments, for reading mappings.
+    inodes: HashMap<u64, SegmentId>,
+    inode_of: HashMap<SegmentId, u64>,
+    device: Option<OwnedFd>,
+    exact: bool,
+    introduced: Receiver<Result<Member, Refused>>,
+    introducer: Sender<Result<Member, Refused>>,
+    asked: Receiver<Asked>,
+    wake: Arc<OwnedFd>,
+    guardian: Option<GuardianLink>,
+    started: Instant,
+    sampled: Instant,
+    last_sample: Sample,
+    peak: u64,
+    policy: AgePolicy,
+    interval: Option<Duration>,
+    cpus: u64,
+    max_map_count: u64,
+    waiting: Vec<(Instant, Asked)>,
+    reasons: Vec<String>,
+}
+
+impl Broker {
+    /// Opens a partition and starts to serve it in a thread of its own.
+    ///
+    /// # Errors
+    /// [`BrokerError`] if the partition, the socket or the thread could not be had.
+    pub fn start(settings: Settings) -> Result<BrokerHandle, BrokerError> {
+        let (broker, asked) = Self::open(settings)?;
+        let (name, token, wake) =
+            (broker.rendezvous.name().to_owned(), broker.rendezvous.token(), Arc::clone(&broker.wake));
+        let run = move || broker.serve();
+        let thread =
+            std::thread::Builder::new().name("pf-broker".to_owned()).spawn(run).map_err(BrokerError::Thread)?;
+        Ok(BrokerHandle { asked, wake, thread: Some(thread), name, token })
+    }
+
+    fn open(settings: Settings) -> Result<(Self, Sender<Asked>), BrokerError> {
+        let rendezvous = Rendezvous::open()?;
+        let options = Options {
+            strict: settings.strict,
+            limit: settings.store_limit.map(Bytes),
+            ..Options::for_user(settings.uid)
+        };
+        let partition = Partition::open(options)?;
+        let exact = matches!(settings.check, CheckChoice::Auto | CheckChoice::Bpf) && BpfCheck::new().is_ok();
+        let wake = Arc::new(
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|errno| BrokerError::Poll(errno.into()))?,
+        );
+        let (introducer, introduced) = channel();
+        let (asker, asked) = channel();
+        let interval =
+            settings.stable.map(|stable| (stable / 4).clamp(Duration::from_millis(50), Duration::from_millis(500)));
+        let settle = match (settings.stable, interval) {
+            (Some(stable), Some(interval)) => {
+                let cycles = stable.as_secs_f64() / interval.as_secs_f64();
+                (cycles.ceil() as u32).max(1)
+            }
+            _ => 1,
+        };
+        let guardian = settings.guardian.as_ref().and_then(GuardianLink::start);
+        let now = Instant::now();
+        let broker = Self {
+            rendezvous,
+            partition,
+            eyes: Eyes {
+                index: CandidateIndex::new(INDEX_PAGES),
+                spans: Spans::new(),
+                buffer: Vec::new(),
+                fill_buffer: FillBuffer::new(),
+            },
+            members: Vec::new(),
+            queues: HashMap::new(),
+            next_index: 0,
+            totals: Totals::default(),
+            inodes: HashMap::new(),
+            inode_of: HashMap::new(),
+            device: Uffd::open_device().ok(),
+            exact,
+            introduced,
+            introducer,
+            asked,
+            wake,
+            guardian,
+            started: now,
+            sampled: now,
+            last_sample: Sample::default(),
+            peak: 0,
+            policy: AgePolicy { settle, worth: settle * 8, decay: 240 },
+            interval,
+            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
+            max_map_count: max_map_count(),
+            waiting: Vec::new(),
+            reasons: Vec::new(),
+            settings,
+        };
+        Ok((broker, asker))
+    }
+
+    fn serve(mut self) {
+        let mut next_tick = Instant::now();
+        loop {
+            let now = Instant::now();
+            let mut until = match self.interval {
+                Some(_) if !self.members.is_empty() => next_tick.saturating_duration_since(now),
+                _ => Duration::from_millis(500),
+            };
+            if !self.waiting.is_empty() {
+                until = until.min(Duration::from_millis(5));
+            }
+            self.wait(until);
+            let mut drained = [0; 8];
+            let _ = rustix::io::read(&*self.wake, &mut drained);
+            self.accept();
+            self.bury_the_dead();
+            if self.fulfil_wishes() {
+                break;
+            }
+            if let Some(interval) = self.interval
+                && Instant::now() >= next_tick
+            {
+                self.tick();
+                next_tick = Instant::now() + interval;
+            }
+            if self.sampled.elapsed() >= SAMPLE_EVERY && !self.members.is_empty() {
+                self.take_sample();
+            }
+        }
+        self.leave();
+    }
+
+    fn wait(&self, until: Duration) {
+        let mut fds =
+            vec![PollFd::new(&self.rendezvous.listener, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
+        for member in &self.members {
+            fds.push(PollFd::new(&member.link, PollFlags::IN));
+            fds.push(PollFd::new(&member.pidfd, PollFlags::IN));
+        }
+        let limit = Timespec { tv_sec: until.as_secs().cast_signed(), tv_nsec: until.subsec_nanos().into() };
+        let _ = poll(&mut fds, Some(&limit));
+    }
+
+    /// Helpers introduce themselves in threads of their own: one that stalls holds nobody up.
+    fn accept(&mut self) {
+        while let Ok(Some(link)) = self.rendezvous.listener.accept() {
+            let (token, uid, index) = (self.rendezvous.token(), self.settings.uid, self.next_index);
+            self.next_index += 1;
+            let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
+            let (exact, priority) = (self.exact, self.settings.priority);
+            let (introducer, wake) = (self.introducer.clone(), Arc::clone(&self.wake));
+            let run = move || {
+                let check = if exact { BpfCheck::new().ok() } else { None };
+                let host = Host { token, uid, device: device.as_ref(), check, priority, index };
+                let _ = introducer.send(introduce(link, host));
+                let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
+            };
+            let _ = std::thread::Builder::new().name("pf-introduce".to_owned()).spawn(run);
+        }
+        while let Ok(introduced) = self.introduced.try_recv() {
+            match introduced {
+                Ok(member) => {
+                    if let Some(guardian) = &mut self.guardian {
+                        guardian.add(&member);
+                    }
+                    self.queues.insert(member.index, Queue::default());
+                    self.members.push(member);
+                }
+                Err(refused) => self.reasons.push(refused.to_string()),
+            }
+        }
+    }
+
+    fn bury_the_dead(&mut self) {
+        let mut index = 0;
+        while index < self.members.len() {
+            let member = &mut self.members[index];
+            let program_ended = member.pidfd.exited().unwrap_or(true);
+            if program_ended {
+                member.tell(Message::Leave, None);
+            }
+            if !program_ended && !member.helper_ended() {
+                index += 1;
+                continue;
+            }
+            self.remove(index);
+        }
+    }
+
+    pub(super) fn remove(&mut self, index: usize) {
+        let mut member = self.members.swap_remove(index);
+        member.bury();
+        self.totals.keep(member.control());
+        if let Some(mut queue) = self.queues.remove(&member.index) {
+            queue.abandon();
+        }
+        if let Some(guardian) = &mut self.guardian {
+            guardian.remove(&member);
+        }
+        member.view.clear(&mut self.eyes.spans);
+    }
+
+    /// Returns true if the broker is to end.
+    fn fulfil_wishes(&mut self) -> bool {
+        let now = Instant::now();
+        let mut asked: Vec<(Instant, Asked)> = std::mem::take(&mut self.waiting);
+        asked.extend(std::iter::from_fn(|| self.asked.try_recv().ok()).map(|asked| (now, asked)));
+        for (since, asked) in asked {
+            let pid = match &asked.wish {
+                Wish::Stop => {
+                    let _ = asked.answer.send(Wished::Summary(Box::new(self.summary_now())));
+                    return true;
+                }
+                Wish::Summary => {
+                    let _ = asked.answer.send(Wished::Summary(Box::new(self.summary_now())));
+                    continue;
+                }
+                Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } => *pid,
+            };
+            let Some(index) = self.members.iter().position(|member| member.pid == pid) else {
+                if since.elapsed() > MEMBER_WITHIN {
+                    let _ = asked.answer.send(Wished::NoMember);
+                } else {
+                    self.waiting.push((since, asked));
+                }
+                continue;
+            };
+            let owner = self.members[index].index;
+            let report = match &asked.wish {
+                Wish::Merge { ranges, .. } => self.merge_now(owner, ranges),
+                Wish::Unmerge { ranges, .. } => self.unmerge_now(owner, ranges),
+                Wish::Summary | Wish::Stop => continue,
+            };
+            let _ = asked.answer.send(Wished::Report(report));
+        }
+        false
+    }
+
+    pub(super) fn member(&mut self, owner: u32) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.index == owner)
+    }
+
+    /// Brings a member's view up to date. `false` if there is nothing to be seen.
+    pub(super) fn refresh(&mut self, owner: u32) -> bool {
+        let policy = self.policy;
+        let Some(position) = self.members.iter().position(|member| member.index == owner) else { return false };
+        let member = &mut self.members[position];
+        let epoch = member.control().layout_epoch.load(SeqCst);
+        if member.view.epoch == Some(epoch) {
+            return true;
+        }
+        let ranges = member.ranges();
+        let reader = member.helper;
+        member.view.refresh(reader, epoch, &ranges, policy, owner, &mut self.eyes.spans)
+    }
+
+    /// Lets every helper go, between two batches. What is merged stays merged.
+    fn leave(mut self) {
+        for member in &self.members {
+            member.tell(Message::Leave, None);
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < deadline && !self.members.iter().all(Member::helper_ended) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        while !self.members.is_empty() {
+            self.remove(0);
+        }
+        if let Some(guardian) = self.guardian.take() {
+            guardian.dismiss();
+        }
+    }
+}
+
+fn max_map_count() -> u64 {
+    std::fs::read_to_string("/proc/sys/vm/max_map_count")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(65_530)
+}

@@ -1,0 +1,290 @@
+//! One cycle: watch, look, fill, order, and write down what became of it.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+
+use abi::place::Outcome;
+use kernel::{Pagemap, memfd, page_size};
+use page::plan::{Limits, Match, Reason, Twin, plan};
+use page::{Location, PageNumber, PageRange};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::Broker;
+use crate::cycle::{Findings, Look, Regions, fill, look};
+use crate::order::{Item, Order, Queue, Result1, Task};
+use crate::view::numbers;
+
+/// Contents that are copied into the store at one time.
+pub(super) const FILL_AT_ONCE: usize = 256;
+/// A zero page is dropped after so many times the settling time: its program may be about to use it.
+const ZERO_PATIENCE: u32 = 4;
+/// Merging rests while more threads are runnable than this for each CPU.
+const RUNNABLE_PER_CPU: u64 = 8;
+
+impl Broker {
+    /// One cycle of user-space scanning: watch writes, look at what has settled, merge what has a twin.
+    pub(super) fn tick(&mut self) {
+        let mut findings = Findings::default();
+        let mut regions = Regions::new();
+        let rest = runnable().is_some_and(|runnable| runnable > self.cpus * RUNNABLE_PER_CPU);
+        if rest {
+            self.totals.held_back += self.interval.unwrap_or_default();
+        }
+        let owners: Vec<u32> = self.members.iter().map(|member| member.index).collect();
+        for owner in owners {
+            if !self.refresh(owner) {
+                continue;
+            }
+            let Some(position) = self.members.iter().position(|member| member.index == owner) else { continue };
+            let Ok(pagemap) = Pagemap::open(self.members[position].helper) else { continue };
+            let mut due: Vec<PageRange> = Vec::new();
+            for index in 0..self.members[position].view.areas.len() {
+                let (uffd, view) = self.members[position].watched();
+                let area = &mut view.areas[index];
+                let before = area.ages.counts();
+                area.watch(uffd, &pagemap, &mut regions);
+                let after = area.ages.counts();
+                self.totals.unshared += before.merged.saturating_sub(after.merged);
+                if !rest {
+                    due.extend(area.ages.due());
+                }
+            }
+            if let Some(reason) = self.members[position].unfit {
+                self.totals.refused.add(reason, due.iter().map(|pages| pages.pages()).sum());
+                continue;
+            }
+            for pages in due {
+                if !self.look_at(owner, pages, &pagemap, ZERO_PATIENCE * self.policy.settle, true, &mut findings) {
+                    break;
+                }
+            }
+            if findings.fills() >= FILL_AT_ONCE {
+                self.act(&mut findings, &mut |_, _| {});
+            }
+        }
+        self.act(&mut findings, &mut |_, _| {});
+        self.drive(&mut |_, _| {});
+        self.eyes.index.grow_older();
+    }
+
+    pub(super) fn look_at(
+        &mut self,
+        owner: u32,
+        pages: PageRange,
+        pagemap: &Pagemap,
+        zero_patience: u32,
+        spare_huge: bool,
+        findings: &mut Findings,
+    ) -> bool {
+        let Some(member) = self.members.iter_mut().find(|member| member.index == owner) else { return false };
+        let reader = member.helper;
+        let Some(area) = member.view.area_of(pages.start) else { return true };
+        let first = (area.first, area.ages.range().start);
+        let this = Look { owner, reader, pagemap, first, ages: &area.ages, zero_patience, spare_huge };
+        let seen = look(&this, pages, &mut self.eyes, &self.partition, findings);
+        // Whatever turned out not to be there is not worth another look until it is written.
+        let mut waiting = findings.zero_waiting.drain(..).peekable();
+        for page in pages.iter() {
+            if waiting.next_if_eq(&page).is_none() {
+                area.ages.looked(page);
+            }
+        }
+        drop(waiting);
+        seen
+    }
+
+    /// Fills the store with what was found and orders the merges.
+    pub(super) fn act(&mut self, findings: &mut Findings, report: &mut dyn FnMut(u32, &[Result1])) {
+        if findings.is_empty() {
+            return;
+        }
+        let members = &mut self.members;
+        let kind_of = |location: Location| {
+            let member = members.iter_mut().find(|member| member.index == location.owner)?;
+            Some(member.view.area_of(location.page)?.ages.age(location.page)?.kind)
+        };
+        fill(&mut self.eyes, &mut self.partition, findings, kind_of);
+        let owners: Vec<u32> = findings.items.keys().copied().collect();
+        for owner in owners {
+            let items = findings.items.remove(&owner).unwrap_or_default();
+            self.note_segments(&items);
+            self.order(owner, items);
+        }
+        self.pump(report);
+    }
+
+    fn note_segments(&mut self, items: &[Item]) {
+        for item in items {
+            let (Task::Merge(place, _) | Task::Retake(place, _)) = item.task else { continue };
+            if self.inode_of.contains_key(&place.segment) {
+                continue;
+            }
+            if let store::HandOut::File { file, .. } =
+                self.partition.hand_out(place.segment, self.settings.uid, |_| true)
+                && let Ok((_, inode)) = memfd::identity(file)
+            {
+                self.inodes.insert(inode, place.segment);
+                self.inode_of.insert(place.segment, inode);
+            }
+        }
+    }
+
+    /// Plans a member's items, area by area: long runs first, within its budget of mappings.
+    pub(super) fn order(&mut self, owner: u32, mut items: Vec<Item>) {
+        items.sort_by_key(|item| item.address);
+        items.dedup_by_key(|item| item.address);
+        let size = page_size();
+        let cap = self.settings.vmas.min(self.max_map_count * 3 / 4);
+        let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
+        let member = &mut self.members[position];
+        let mut budget = cap.saturating_sub(member.view.vmas);
+        let mut orders = Vec::new();
+        let mut refused = 0;
+        for area in &mut member.view.areas {
+            let from = items.partition_point(|item| item.address < area.range.start().get());
+            let to = items.partition_point(|item| item.address < area.range.end().get());
+            let here = &items[from..to];
+            if here.is_empty() {
+                continue;
+            }
+            let (mut diverged, mut matches, mut contents) = (Vec::new(), Vec::new(), HashMap::new());
+            for item in here {
+                let page = PageNumber(item.address / size);
+                match item.task {
+                    Task::Merge(place, content) => {
+                        contents.insert(page, content);
+                        matches.push(Match { page, twin: Twin::Store(place) });
+                    }
+                    Task::DropZero => matches.push(Match { page, twin: Twin::Zero }),
+                    Task::Retake(..) | Task::RetakeZero | Task::Unmerge => diverged.push(*item),
+                }
+            }
+            let mut limits = Limits::new(size, budget);
+            limits.batch_pages = abi::BATCH_MAX as u64;
+            let planned = plan(&[numbers(area.range)], &matches, &limits);
+            budget = budget.saturating_sub(planned.vmas_added);
+            member.view.vmas += planned.vmas_added;
+            refused += planned.pages_left_out(Reason::Budget);
+            for left in planned.left_out.iter().filter(|left| left.reason == Reason::Budget) {
+                left.pages.iter().for_each(|page| area.ages.refused(page));
+            }
+            let mut plain = Vec::new();
+            for run in planned.batches.iter().flat_map(|batch| &batch.runs) {
+                for (offset, page) in run.pages.iter().enumerate() {
+                    let task = match run.twin {
+                        Twin::Zero => Task::DropZero,
+                        Twin::Store(place) => {
+                            let offset = u32::try_from(offset).expect("a run is shorter than a segment");
+                            let place = page::Place { segment: place.segment, page: place.page + offset };
+                            let Some(content) = contents.get(&page) else { continue };
+                            Task::Merge(place, *content)
+                        }
+                    };
+                    plain.push(Item { address: page.address(size), task });
+                }
+            }
+            for items in [plain, diverged] {
+                if !items.is_empty() {
+                    orders.push(Order { area: area.range, items });
+                }
+            }
+        }
+        self.totals.refused.add("budget", refused);
+        let queue = self.queues.entry(owner).or_default();
+        orders.into_iter().for_each(|order| queue.push(order));
+    }
+
+    /// Starts and finishes what can be, without waiting.
+    fn pump(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
+        let mut dead = Vec::new();
+        let mut results = Vec::new();
+        for member in &mut self.members {
+            let Some(queue) = self.queues.get_mut(&member.index) else { continue };
+            let finished = queue.finish(member);
+            let started = finished.is_ok() && queue.start_next(member, &self.partition, &self.settings);
+            match finished {
+                Ok(Some(done)) => results.push((member.index, done)),
+                Ok(None) => {}
+                Err(()) => dead.push(member.index),
+            }
+            if !started && !dead.contains(&member.index) {
+                dead.push(member.index);
+            }
+        }
+        for (owner, done) in results {
+            self.apply(owner, &done);
+            report(owner, &done);
+        }
+        for owner in dead {
+            if let Some(index) = self.members.iter().position(|member| member.index == owner) {
+                self.remove(index);
+            }
+        }
+    }
+
+    /// Until every helper has finished what it was ordered.
+    pub(super) fn drive(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
+        loop {
+            self.pump(report);
+            if self.queues.values().all(Queue::is_idle) {
+                return;
+            }
+            let mut fds: Vec<PollFd<'_>> = self
+                .members
+                .iter()
+                .filter(|member| member.busy_since.is_some())
+                .map(|member| PollFd::from_borrowed_fd(member.link.as_fd(), PollFlags::IN))
+                .collect();
+            let limit = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            let _ = poll(&mut fds, Some(&limit));
+        }
+    }
+
+    /// Writes down what became of a member's pages.
+    fn apply(&mut self, owner: u32, results: &[Result1]) {
+        let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
+        let member = &mut self.members[position];
+        let size = page_size();
+        let mut stale = false;
+        for (item, outcome) in results {
+            let number = PageNumber(item.address / size);
+            let Some(area) = member.view.area_of(number) else { continue };
+            let offset = number.0 - area.ages.range().start.0;
+            match outcome {
+                Outcome::Merged | Outcome::Retaken => {
+                    area.ages.merged(number);
+                    if *outcome == Outcome::Merged {
+                        self.totals.merges += 1;
+                    } else {
+                        self.totals.retaken += 1;
+                    }
+                    if let Task::Merge(_, content) | Task::Retake(_, content) = item.task {
+                        self.eyes.index.forget(content, area.first.offset(offset));
+                    }
+                }
+                Outcome::Zero => {
+                    self.totals.zero += 1;
+                    area.ages.unmerged(number);
+                    area.ages.looked(number);
+                    area.dropped.set(offset, true);
+                }
+                Outcome::Unmerged => area.ages.unmerged(number),
+                Outcome::Pending => {}
+                refusal => {
+                    stale |= *refusal == Outcome::LayoutChanged;
+                    area.ages.refused(number);
+                    self.totals.refused.count(*refusal);
+                }
+            }
+        }
+        if stale {
+            member.view.epoch = None;
+        }
+    }
+}
+
+/// Threads that want a CPU, of the whole machine.
+fn runnable() -> Option<u64> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    load.split(' ').nth(3)?.split('/').next()?.parse().ok()
+}
