@@ -7,8 +7,10 @@ use abi::BATCH_MAX;
 use abi::mark::{Keep, Mark};
 use abi::place::{Action, Outcome, Place};
 
-use crate::batch::{Batch, Held, Order, WINDOW_PAGES, place_in};
-use crate::space::{AddressSpace, Checked, FreezeKind, PageState, Pages, RegisterMode, Vma, VmaKind};
+use crate::batch::{Batch, Look, Order, follows, place_in, refusal};
+use crate::held::{Held, Trapped};
+use crate::judge::judge;
+use crate::space::{AddressSpace, Failure, FreezeKind, PageState, Pages, RegisterMode, Vma, VmaKind};
 
 const KIND: FreezeKind = FreezeKind::Remap;
 /// Every run costs two system calls while pages are frozen.
@@ -19,7 +21,16 @@ const RUNS_MAX: usize = 16;
 struct Run {
     first: usize,
     count: usize,
-    frozen: bool,
+}
+
+/// What a batch's pages are now.
+#[derive(Clone, Copy, Default)]
+struct Was {
+    /// Their place in the store, as far as it is known.
+    place: Option<Place>,
+    /// Protection and properties. The gate's mark has them first hand; a plan could have been wrong in those that no
+    /// mapping shows.
+    keep: Keep,
 }
 
 /// What a verified page needs.
@@ -33,43 +44,34 @@ enum Need {
     Zero,
 }
 
-pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) {
+pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) -> Result<(), Trapped> {
     if !order.exact_check && !order.vouched {
         batch.refuse_rest(Outcome::NoCheck);
-        return;
+        return Ok(());
     }
-    let page = space.page_size();
-    let mut runs = [Run { first: 0, count: 0, frozen: false }; RUNS_MAX];
-    let mut old = [None; BATCH_MAX];
-    let len = look_again(space, order, batch, &mut runs, &mut old);
-    if len == 0 {
-        return;
-    }
-    let start = batch.entries[runs[0].first].address;
-    let last = &runs[len - 1];
-    let end = batch.entries[last.first + last.count - 1].address + page;
+    let mut runs = [Run { first: 0, count: 0 }; RUNS_MAX];
+    let mut was = [Was::default(); BATCH_MAX];
+    let len = look_again(space, order, batch, &mut runs, &mut was);
+    let Some((first, last)) = runs[..len].first().zip(runs[..len].last()) else { return Ok(()) };
+    let window = (range(space, batch, first).0, range(space, batch, last).1);
 
-    space.journal_begin(KIND, start, end);
+    space.journal_begin(KIND, window.0, window.1);
     let begun = space.now();
     let mut held = Held::new(KIND);
-    for run in &mut runs[..len] {
+    for run in &runs[..len] {
         freeze(space, batch, run, &mut held);
     }
     if held.len > 0 {
         space.barrier();
-        judge(space, batch, &held, order, start, end);
-        let needs = verify(space, batch, &held, &old);
-        replace(space, order, batch, &held, &needs);
-        held.thaw_refused(space, batch);
+        judge(space, order, batch, &held, window);
+        let needs = verify(space, batch, &held, &was);
+        replace(space, batch, &held, &needs, &was);
+        held.thaw_refused(space, batch)?;
     }
-    for run in runs[..len].iter().filter(|run| run.frozen) {
-        let from = batch.entries[run.first].address;
-        let to = from + run.count as u64 * page;
-        space.unregister(from, to);
-        space.wake(from, to);
-        if order.track {
-            let _ = space.register(from, to, RegisterMode::Track);
-        }
+    for run in &runs[..len] {
+        let (start, end) = range(space, batch, run);
+        space.unregister(start, end);
+        space.wake(start, end);
     }
     let frozen = space.now().saturating_sub(begun);
     space.discard_scratch(KIND, held.len);
@@ -77,6 +79,17 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
     if held.len > 0 {
         space.record_frozen(frozen);
     }
+    for run in runs[..len].iter().filter(|_| order.track) {
+        let (start, end) = range(space, batch, run);
+        // As for plain pages: without tracking they are looked at again.
+        let _ = space.register(start, end, RegisterMode::Track);
+    }
+    Ok(())
+}
+
+fn range<S: AddressSpace>(space: &S, batch: &Batch, run: &Run) -> (u64, u64) {
+    let start = batch.entries[run.first].address;
+    (start, start + run.count as u64 * space.page_size())
 }
 
 /// Leaves out what is not as the plan believed, and forms runs of what remains.
@@ -85,114 +98,82 @@ fn look_again<S: AddressSpace>(
     order: &Order,
     batch: &mut Batch,
     runs: &mut [Run; RUNS_MAX],
-    old: &mut [Option<Place>; BATCH_MAX],
+    was: &mut [Was; BATCH_MAX],
 ) -> usize {
     let page = space.page_size();
-    let base = batch.entries[0].address;
-    let mut states = [PageState::Absent; WINDOW_PAGES as usize];
-    let span = ((batch.entries[batch.len - 1].address - base) / page + 1) as usize;
-    if span > states.len() || !space.page_states(base, &mut states[..span]) {
-        return 0;
-    }
+    let Some(look) = Look::at(space, batch, 0..batch.len) else { return 0 };
     let mut vma: Option<Vma> = None;
     let mut len = 0;
-    for (index, old) in old.iter_mut().enumerate().take(batch.len) {
-        if batch.outcomes[index] != Outcome::Pending {
+    for (index, was) in was.iter_mut().enumerate().take(batch.len) {
+        if !batch.is_pending(index) {
             continue;
         }
         let address = batch.entries[index].address;
         let mut another = false;
-        if vma.is_none_or(|vma| address < vma.start || address + page > vma.end) {
-            vma = space.vma(address);
+        if vma.is_none_or(|vma| address < vma.start || address >= vma.end) {
+            vma = space.vma(address).filter(|vma| vma.start <= address && address < vma.end);
             another = true;
         }
-        let inside = vma.is_some_and(|vma| {
-            matches!(vma.kind, VmaKind::Store { .. }) && vma.prot == order.keep.prot() && vma.prot & 3 == 3
-        });
-        let state = states[((address - base) / page) as usize];
-        let outcome = if !inside || space.mark(address).keep().map(Keep::prot) != Some(order.keep.prot()) {
-            Outcome::LayoutChanged
-        } else if space.holds_thread_data(address) {
-            Outcome::ThreadData
-        } else {
-            match state {
-                PageState::Exclusive => Outcome::Pending,
-                PageState::Shared => Outcome::Shared,
-                PageState::Absent | PageState::File => Outcome::Absent,
+        let prot = order.keep.prot();
+        let inside =
+            vma.is_some_and(|vma| matches!(vma.kind, VmaKind::Store { .. }) && vma.prot == prot && vma.prot & 3 == 3);
+        let outcome = match space.mark(address).keep() {
+            Some(keep) if inside && keep.prot() == prot => {
+                was.keep = keep;
+                if space.holds_thread_data(address) {
+                    Outcome::ThreadData
+                } else {
+                    match look.state(address) {
+                        PageState::Exclusive => Outcome::Pending,
+                        PageState::Shared => Outcome::Shared,
+                        PageState::Absent | PageState::Swapped | PageState::File => Outcome::Absent,
+                    }
+                }
             }
+            _ => Outcome::LayoutChanged,
         };
         batch.outcomes[index] = outcome;
         if outcome != Outcome::Pending {
             continue;
         }
-        *old = vma.and_then(|vma| place_in(&vma, page, address));
+        was.place = vma.and_then(|vma| place_in(&vma, page, address));
         let joins = !another
             && len > 0
             && runs[len - 1].first + runs[len - 1].count == index
-            && batch.entries[index - 1].address + page == address;
+            && address - batch.entries[index - 1].address == page;
         if joins {
             runs[len - 1].count += 1;
         } else if len == RUNS_MAX {
-            batch.outcomes[index] = Outcome::GateBusy;
+            // The next batch begins here.
+            batch.cut(index);
+            batch.outcomes[index] = Outcome::Pending;
+            break;
         } else {
-            runs[len] = Run { first: index, count: 1, frozen: false };
+            runs[len] = Run { first: index, count: 1 };
             len += 1;
         }
     }
     len
 }
 
-fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, run: &mut Run, held: &mut Held) {
-    let page = space.page_size();
-    let pages = Pages { start: batch.entries[run.first].address, count: run.count };
-    let (from, to) = (pages.start, pages.start + pages.count as u64 * page);
-    if space.register(from, to, RegisterMode::MissingAndMinor).is_err() {
-        set(batch, run, Outcome::Properties);
-        return;
-    }
-    space.journal(KIND, held.len, pages);
-    if space.freeze(KIND, pages, held.len).moved == run.count {
-        run.frozen = true;
-        for offset in 0..run.count {
-            held.push(run.first + offset);
+/// What was moved is held, what was not is refused. The run stays registered until the end of the batch.
+fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, run: &Run, held: &mut Held) {
+    let (start, end) = range(space, batch, run);
+    let pages = Pages { start, count: run.count };
+    let (moved, failure) = match space.register(start, end, RegisterMode::MissingAndMinor) {
+        Ok(()) => {
+            space.journal(KIND, held.len, pages);
+            let frozen = space.freeze(KIND, pages, held.len);
+            (frozen.moved.min(run.count), frozen.failure.unwrap_or(Failure::Limit))
         }
-    } else {
-        space.unregister(from, to);
-        space.wake(from, to);
-        set(batch, run, Outcome::Budget);
-    }
-}
-
-fn set(batch: &mut Batch, run: &Run, outcome: Outcome) {
-    for slot in &mut batch.outcomes[run.first..run.first + run.count] {
-        *slot = outcome;
-    }
-}
-
-fn judge<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held, order: &Order, start: u64, end: u64) {
-    if space.robust_list_enters(start, end) {
-        refuse_held(batch, held, Outcome::ThreadData);
-        return;
-    }
-    if order.vouched && !order.exact_check {
-        return;
-    }
-    let mut refs = [0; BATCH_MAX];
-    match space.check(KIND, &mut refs[..held.len]) {
-        Checked::Counted => {
-            for (slot, _) in refs[..held.len].iter().enumerate().filter(|(_, count)| **count != 1) {
-                batch.outcomes[held.entry(slot)] = Outcome::Referenced;
-            }
+        Err(failure) => (0, failure),
+    };
+    for index in run.first..run.first + run.count {
+        if index < run.first + moved {
+            held.push(index);
+        } else {
+            batch.outcomes[index] = refusal(failure);
         }
-        Checked::AllFree => {}
-        Checked::SomeHeld => refuse_held(batch, held, Outcome::Referenced),
-        Checked::Unknown => refuse_held(batch, held, Outcome::NoCheck),
-    }
-}
-
-fn refuse_held(batch: &mut Batch, held: &Held, outcome: Outcome) {
-    for slot in 0..held.len {
-        batch.outcomes[held.entry(slot)] = outcome;
     }
 }
 
@@ -200,17 +181,17 @@ fn verify<S: AddressSpace>(
     space: &mut S,
     batch: &mut Batch,
     held: &Held,
-    old: &[Option<Place>; BATCH_MAX],
+    was: &[Was; BATCH_MAX],
 ) -> [Option<Need>; BATCH_MAX] {
     let mut needs = [None; BATCH_MAX];
     for (slot, need) in needs.iter_mut().enumerate().take(held.len) {
         let index = held.entry(slot);
-        if batch.outcomes[index] != Outcome::Pending {
+        if !batch.is_pending(index) {
             continue;
         }
         *need = match batch.entries[index].action {
             Action::Retake(place) if space.equals_store(KIND, slot, place) => {
-                Some(if old[index] == Some(place) { Need::Same } else { Need::Other(place) })
+                Some(if was[index].place == Some(place) { Need::Same } else { Need::Other(place) })
             }
             Action::RetakeZero if space.is_zero(KIND, slot) => Some(Need::Zero),
             _ => None,
@@ -224,10 +205,10 @@ fn verify<S: AddressSpace>(
 
 fn replace<S: AddressSpace>(
     space: &mut S,
-    order: &Order,
     batch: &mut Batch,
     held: &Held,
     needs: &[Option<Need>; BATCH_MAX],
+    was: &[Was; BATCH_MAX],
 ) {
     let page = space.page_size();
     let mut runs = 0;
@@ -239,26 +220,28 @@ fn replace<S: AddressSpace>(
             continue;
         };
         let mut count = 1;
-        while slot + count < held.len && joins(page, batch, held, needs, slot + count) {
+        while slot + count < held.len && joins(page, batch, held, needs, was, slot + count) {
             count += 1;
         }
         let pages = Pages { start: batch.entries[first].address, count };
+        let keep = was[first].keep;
         let outcome = match need {
             Need::Same => Outcome::Retaken,
-            Need::Other(place) => match space.map_store(pages, place, order.keep) {
+            // The mark is right already.
+            Need::Other(place) => match space.map_store(pages, place, keep) {
                 Ok(()) => {
-                    space.set_mark(pages, Mark::merged(order.keep));
                     runs += 1;
                     Outcome::Retaken
                 }
-                Err(_) => Outcome::Budget,
+                Err(failure) => refusal(failure),
             },
-            Need::Zero => match space.map_anonymous(pages, order.keep) {
+            Need::Zero => match space.map_anonymous(pages, keep) {
                 Ok(()) => {
+                    // Only now: a page may be taken for the store's that is not, never the other way round.
                     space.set_mark(pages, Mark::PLAIN);
                     Outcome::Zero
                 }
-                Err(_) => Outcome::Budget,
+                Err(failure) => refusal(failure),
             },
         };
         for offset in 0..count {
@@ -270,13 +253,20 @@ fn replace<S: AddressSpace>(
 }
 
 /// True if the page in `slot` can be replaced together with the one in the slot before it.
-fn joins(page: u64, batch: &Batch, held: &Held, needs: &[Option<Need>; BATCH_MAX], slot: usize) -> bool {
+fn joins(
+    page: u64,
+    batch: &Batch,
+    held: &Held,
+    needs: &[Option<Need>; BATCH_MAX],
+    was: &[Was; BATCH_MAX],
+    slot: usize,
+) -> bool {
     let (before, next) = (held.entry(slot - 1), held.entry(slot));
-    let near = batch.entries[before].address + page == batch.entries[next].address;
+    let near = batch.entries[next].address - batch.entries[before].address == page;
     let same_way = match (needs[slot - 1], needs[slot]) {
         (Some(Need::Same), Some(Need::Same)) | (Some(Need::Zero), Some(Need::Zero)) => true,
-        (Some(Need::Other(a)), Some(Need::Other(b))) => b.follows(a),
+        (Some(Need::Other(before)), Some(Need::Other(next))) => follows(before, next),
         _ => false,
     };
-    near && same_way
+    near && same_way && was[before].keep == was[next].keep
 }

@@ -2,57 +2,61 @@
 
 use core::ops::Range;
 
-use abi::BATCH_MAX;
 use abi::mark::Mark;
 use abi::place::{Action, Outcome};
 
-use crate::batch::{Batch, Held, Order, WINDOW_PAGES, is_neighbour};
-use crate::space::{AddressSpace, Checked, Failure, FreezeKind, PageState, Pages, RegisterMode, Vma, VmaKind};
+use crate::batch::{Batch, Look, Order, is_neighbour, refusal};
+use crate::held::{Held, Trapped};
+use crate::judge::judge;
+use crate::space::{AddressSpace, Failure, FreezeKind, PageState, Pages, RegisterMode, Vma, VmaKind};
 
 const KIND: FreezeKind = FreezeKind::Move;
 
 /// Runs the batch mapping by mapping: what was merged earlier has cut the memory into pieces.
-pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) {
+pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) -> Result<(), Trapped> {
     let mut from = 0;
-    while from < batch.len {
-        from = run_mapping(space, order, batch, from);
+    while let Some(first) = batch.first_pending(from..batch.len) {
+        let address = batch.entries[first].address;
+        let Some(vma) = space.vma(address).filter(|vma| vma.start <= address && address < vma.end) else {
+            batch.outcomes[first] = Outcome::LayoutChanged;
+            from = first + 1;
+            continue;
+        };
+        let behind = batch.entries[first..batch.len].iter().position(|entry| entry.address >= vma.end);
+        let to = behind.map_or(batch.len, |count| first + count);
+        run_mapping(space, order, batch, first..to, &vma)?;
+        from = to;
     }
+    Ok(())
 }
 
-/// Runs the entries from `from` on that lie in one mapping; returns the first one behind it.
-fn run_mapping<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch, from: usize) -> usize {
-    let Some(from) = (from..batch.len).find(|index| batch.outcomes[*index] == Outcome::Pending) else {
-        return batch.len;
-    };
-    let page = space.page_size();
-    let Some(vma) = space.vma(batch.entries[from].address) else {
-        batch.outcomes[from] = Outcome::LayoutChanged;
-        return from + 1;
-    };
-    let inside = |index: &usize| batch.entries[*index].address.saturating_add(page) <= vma.end;
-    let to = from + (from..batch.len).take_while(inside).count().max(1);
-    run_entries(space, order, batch, from..to, vma);
-    to
-}
-
-fn run_entries<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch, span: Range<usize>, vma: Vma) {
-    let Some((start, end)) = look_again(space, order, batch, span.clone(), vma) else { return };
+/// Runs the entries that lie in one mapping.
+fn run_mapping<S: AddressSpace>(
+    space: &mut S,
+    order: &Order,
+    batch: &mut Batch,
+    among: Range<usize>,
+    vma: &Vma,
+) -> Result<(), Trapped> {
+    let Some((start, end)) = look_again(space, order, batch, among.clone(), vma) else { return Ok(()) };
     if order.forked {
-        own(space, batch, span.clone());
+        own(space, batch, among.clone());
     }
-    if let Err(failure) = space.register(start, end, RegisterMode::Missing) {
-        refuse(batch, span, refusal(failure));
-        return;
-    }
+    // The journal comes before the registration: killed in between, whoever touches a missing page of the window
+    // would wait at it for ever, and no survivor would know.
     space.journal_begin(KIND, start, end);
     let begun = space.now();
-    let held = freeze(space, batch, span);
+    let mut held = Held::new(KIND);
+    match space.register(start, end, RegisterMode::Missing) {
+        Ok(()) => freeze(space, batch, among, &mut held),
+        Err(failure) => batch.refuse(among, refusal(failure)),
+    }
     if held.len > 0 {
         space.barrier();
-        judge(space, batch, &held, start, end);
+        judge(space, order, batch, &held, (start, end));
         verify(space, batch, &held);
         replace(space, order, batch, &held);
-        held.thaw_refused(space, batch);
+        held.thaw_refused(space, batch)?;
     }
     // Replaced pages are out of the registration already; those who wait there need the wake-up as well.
     space.unregister(start, end);
@@ -67,21 +71,7 @@ fn run_entries<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch,
         // Tracking is a convenience: without it these pages read as written and are looked at again.
         let _ = space.register(start, end, RegisterMode::Track);
     }
-}
-
-const fn refusal(failure: Failure) -> Outcome {
-    match failure {
-        Failure::Busy => Outcome::Pinned,
-        Failure::Absent => Outcome::Absent,
-        Failure::Properties => Outcome::Properties,
-        Failure::Limit => Outcome::Budget,
-    }
-}
-
-fn refuse(batch: &mut Batch, span: Range<usize>, outcome: Outcome) {
-    for slot in batch.outcomes[span].iter_mut().filter(|slot| **slot == Outcome::Pending) {
-        *slot = outcome;
-    }
+    Ok(())
 }
 
 /// Leaves out whatever is not as the plan believed and returns the window of what remains.
@@ -89,35 +79,36 @@ fn look_again<S: AddressSpace>(
     space: &mut S,
     order: &Order,
     batch: &mut Batch,
-    span: Range<usize>,
-    vma: Vma,
+    among: Range<usize>,
+    vma: &Vma,
 ) -> Option<(u64, u64)> {
     let page = space.page_size();
-    let fits = vma.kind == VmaKind::Anonymous && vma.prot == order.keep.prot() && vma.prot & 3 == 3;
-    let base = batch.entries[span.start].address;
-    let mut states = [PageState::Absent; WINDOW_PAGES as usize];
-    let count = ((batch.entries[span.end - 1].address - base) / page + 1) as usize;
-    let readable = count <= states.len() && space.page_states(base, &mut states[..count]);
+    if vma.kind != VmaKind::Anonymous || vma.prot != order.keep.prot() || vma.prot & 3 != 3 {
+        batch.refuse(among, Outcome::LayoutChanged);
+        return None;
+    }
+    let Some(look) = Look::at(space, batch, among.clone()) else {
+        batch.refuse(among, Outcome::Absent);
+        return None;
+    };
     let (mut start, mut end) = (u64::MAX, 0);
-    for index in span {
-        let address = batch.entries[index].address;
-        if batch.outcomes[index] != Outcome::Pending {
+    for index in among {
+        if !batch.is_pending(index) {
             continue;
         }
+        let address = batch.entries[index].address;
         let mark = space.mark(address);
-        let outcome = if !fits || mark.keep().is_some() {
-            Outcome::LayoutChanged
-        } else if !mark.is_plain() {
-            Outcome::Excluded
+        let outcome = if !mark.is_plain() {
+            if mark.keep().is_some() { Outcome::LayoutChanged } else { Outcome::Excluded }
         } else if space.holds_thread_data(address) {
             Outcome::ThreadData
-        } else if !readable {
-            Outcome::Absent
+        } else if vma.end - address == page && !goes_on(space, vma) {
+            Outcome::Properties
         } else {
-            match states[((address - base) / page) as usize] {
+            match look.state(address) {
                 PageState::Exclusive => Outcome::Pending,
                 PageState::Shared => Outcome::Shared,
-                PageState::Absent | PageState::File => Outcome::Absent,
+                PageState::Absent | PageState::Swapped | PageState::File => Outcome::Absent,
             }
         };
         batch.outcomes[index] = outcome;
@@ -129,83 +120,53 @@ fn look_again<S: AddressSpace>(
     (start < end).then_some((start, end))
 }
 
+/// True if the owner's memory goes on behind a mapping. Where it ends the last page must stay: a mapping that ends in
+/// the store could grow into the store. The range may be longer than what is left of it.
+fn goes_on<S: AddressSpace>(space: &mut S, vma: &Vma) -> bool {
+    let behind = space.vma(vma.end).map(|behind| behind.kind);
+    matches!(behind, Some(VmaKind::Anonymous | VmaKind::Store { first: Some(_) }))
+}
+
 /// Makes the chosen pages exclusive, in place. Only pages that are present and mapped nowhere else: elsewhere this
 /// would allocate memory, and could get the process killed for it.
-fn own<S: AddressSpace>(space: &mut S, batch: &Batch, span: Range<usize>) {
-    let page = space.page_size();
-    let mut run: Option<Pages> = None;
-    for (entry, outcome) in batch.entries[span.clone()].iter().zip(&batch.outcomes[span]) {
-        if *outcome != Outcome::Pending {
-            continue;
+fn own<S: AddressSpace>(space: &mut S, batch: &Batch, among: Range<usize>) {
+    let mut index = among.start;
+    while index < among.end {
+        let count = count_near(space.page_size(), batch, index..among.end);
+        if count > 0 {
+            space.own(Pages { start: batch.entries[index].address, count });
         }
-        run = Some(match run {
-            Some(before) if before.start + before.count as u64 * page == entry.address => {
-                Pages { count: before.count + 1, ..before }
-            }
-            Some(before) => {
-                space.own(before);
-                Pages { start: entry.address, count: 1 }
-            }
-            None => Pages { start: entry.address, count: 1 },
-        });
+        index += count.max(1);
     }
-    if let Some(last) = run {
-        space.own(last);
-    }
+}
+
+/// How many pending entries lie side by side at the beginning of `among`.
+fn count_near(page: u64, batch: &Batch, among: Range<usize>) -> usize {
+    let near =
+        |index: usize| index == among.start || batch.entries[index].address - batch.entries[index - 1].address == page;
+    among.clone().take_while(|index| batch.is_pending(*index) && near(*index)).count()
 }
 
 /// Moves the chosen pages to the scratch area, packed from slot 0 on, so that a hole follows the last one.
-fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, span: Range<usize>) -> Held {
-    let page = space.page_size();
-    let mut held = Held::new(KIND);
-    let mut index = span.start;
-    while index < span.end {
-        if batch.outcomes[index] != Outcome::Pending {
+fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, among: Range<usize>, held: &mut Held) {
+    let mut index = among.start;
+    while index < among.end {
+        let count = count_near(space.page_size(), batch, index..among.end);
+        if count == 0 {
             index += 1;
             continue;
         }
-        let start = batch.entries[index].address;
-        let mut count = 1;
-        while index + count < span.end
-            && batch.outcomes[index + count] == Outcome::Pending
-            && batch.entries[index + count].address == start + count as u64 * page
-        {
-            count += 1;
-        }
-        let pages = Pages { start, count };
+        let pages = Pages { start: batch.entries[index].address, count };
         space.journal(KIND, held.len, pages);
         let frozen = space.freeze(KIND, pages, held.len);
-        for moved in 0..frozen.moved.min(count) {
-            held.push(index + moved);
+        let moved = frozen.moved.min(count);
+        for offset in 0..moved {
+            held.push(index + offset);
         }
-        index += frozen.moved.min(count);
-        if frozen.moved < count {
+        index += moved;
+        if moved < count {
             batch.outcomes[index] = refusal(frozen.failure.unwrap_or(Failure::Busy));
             index += 1;
-        }
-    }
-    held
-}
-
-/// Whoever is held goes back: by the robust lists, by the reference check.
-fn judge<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held, start: u64, end: u64) {
-    if space.robust_list_enters(start, end) {
-        for slot in 0..held.len {
-            batch.outcomes[held.entry(slot)] = Outcome::ThreadData;
-        }
-        return;
-    }
-    let mut refs = [0; BATCH_MAX];
-    let answer = space.check(KIND, &mut refs[..held.len]);
-    for (slot, count) in refs[..held.len].iter().enumerate() {
-        let refused = match answer {
-            Checked::AllFree => None,
-            Checked::Counted if *count == 1 => None,
-            Checked::Counted | Checked::SomeHeld => Some(Outcome::Referenced),
-            Checked::Unknown => Some(Outcome::NoCheck),
-        };
-        if let Some(outcome) = refused {
-            batch.outcomes[held.entry(slot)] = outcome;
         }
     }
 }
@@ -214,7 +175,7 @@ fn judge<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held, start: 
 fn verify<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held) {
     for slot in 0..held.len {
         let index = held.entry(slot);
-        if batch.outcomes[index] != Outcome::Pending {
+        if !batch.is_pending(index) {
             continue;
         }
         let same = match batch.entries[index].action {
@@ -235,30 +196,34 @@ fn replace<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch, hel
     let mut slot = 0;
     while slot < held.len {
         let first = held.entry(slot);
-        if batch.outcomes[first] != Outcome::Pending {
+        if !batch.is_pending(first) {
             slot += 1;
             continue;
         }
         let mut count = 1;
         while slot + count < held.len {
             let (before, next) = (held.entry(slot + count - 1), held.entry(slot + count));
-            let near = is_neighbour(page, &batch.entries[before], &batch.entries[next]);
-            if batch.outcomes[next] != Outcome::Pending || !near {
+            if !batch.is_pending(next) || !is_neighbour(page, &batch.entries[before], &batch.entries[next]) {
                 break;
             }
             count += 1;
         }
+        let pages = Pages { start: batch.entries[first].address, count };
         let outcome = match batch.entries[first].action.place() {
             None => Outcome::Zero,
             Some(place) => {
-                let pages = Pages { start: batch.entries[first].address, count };
+                // Marked before it is so. The other way round, killed in between, a call of the program that makes
+                // memory read zero would take a page of the store for an ordinary one.
+                space.set_mark(pages, Mark::merged(order.keep));
                 match space.map_store(pages, place, order.keep) {
                     Ok(()) => {
-                        space.set_mark(pages, Mark::merged(order.keep));
                         runs += 1;
                         Outcome::Merged
                     }
-                    Err(failure) => refusal(failure),
+                    Err(failure) => {
+                        space.set_mark(pages, Mark::PLAIN);
+                        refusal(failure)
+                    }
                 }
             }
         };

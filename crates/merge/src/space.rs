@@ -45,8 +45,10 @@ pub enum VmaKind {
 /// What the page table says of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageState {
-    /// Nothing there, swapped out, or the shared zero page.
+    /// Nothing there, or the shared zero page. Where it makes no difference, also for a page that is swapped out.
     Absent,
+    /// Anonymous and swapped out; somebody may still hold it, and write to it, in the swap cache.
+    Swapped,
     /// Anonymous and mapped here only.
     Exclusive,
     /// Anonymous and mapped elsewhere too (a fork).
@@ -121,7 +123,11 @@ pub enum Checked {
     Unknown,
 }
 
-/// An address space in which a batch runs. Every method is one step; none of them may wait for the program.
+/// An address space in which a batch runs. Every method is one step; none of them may wait for the program, nor for a
+/// page that is frozen or has vanished from the scratch area: the gate is closed meanwhile.
+///
+/// Whoever runs the batch may be killed between any two steps, and inside of them. So a step may leave nothing behind
+/// that a survivor cannot tell from the journal and from the page tables.
 pub trait AddressSpace {
     /// Bytes of a page.
     fn page_size(&self) -> u64;
@@ -133,7 +139,8 @@ pub trait AddressSpace {
     /// Whether what the plan was made for still holds. Asked with the gate closed.
     ///
     /// # Errors
-    /// What has changed.
+    /// What has changed. [`Unsettled::Stopped`] only if nothing else has: pages are un-merged in spite of it, and the
+    /// robust lists must be known for that too.
     fn settled(&mut self) -> Result<(), Unsettled>;
     /// The mapping at an address, `None` for a hole.
     fn vma(&mut self, address: u64) -> Option<Vma>;
@@ -148,49 +155,66 @@ pub trait AddressSpace {
     /// True if an entry of a robust list lies in a window. Asked after the freeze.
     fn robust_list_enters(&mut self, start: u64, end: u64) -> bool;
 
-    /// Makes pages exclusive that a fork had marked as shared (MADV_POPULATE_WRITE).
+    /// Makes pages exclusive that a fork had marked as shared (MADV_POPULATE_WRITE). Only ever asked for pages that
+    /// were just seen as [`PageState::Exclusive`].
     fn own(&mut self, pages: Pages);
     /// Registers a window with the userfaultfd.
     ///
     /// # Errors
-    /// Why it could not be done; then nothing is registered.
+    /// Why it could not be done. Parts of the window may be registered then; a batch takes them out again.
     fn register(&mut self, start: u64, end: u64, mode: RegisterMode) -> Result<(), Failure>;
     /// Takes a window out again, piece by piece where it must, and wakes who waits there.
     fn unregister(&mut self, start: u64, end: u64);
-    /// Wakes who waits in a window.
+    /// Wakes who waits in a window, also at pages that are out of the registration since their mapping was replaced.
     fn wake(&mut self, start: u64, end: u64);
 
     /// Says that scratch slots from `slot` on belong to `pages`, before they are moved there.
     fn journal(&mut self, kind: FreezeKind, slot: Slot, pages: Pages);
-    /// Says which window is registered and that a batch begins.
+    /// Says that a batch begins and which window it is going to register, before it does. No scratch slot belongs to
+    /// any page until [`AddressSpace::journal`] says so.
     fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64);
     /// Says that nothing is frozen any more.
     fn journal_end(&mut self);
 
-    /// Moves pages to the scratch area, from `slot` on.
+    /// Moves pages to the scratch area, from `slot` on. Registered before, they are waited for from now on.
     fn freeze(&mut self, kind: FreezeKind, pages: Pages, slot: Slot) -> Frozen;
-    /// Moves pages back from the scratch area; falls back to copying. `false` only if the content is still in the
-    /// scratch area and could not be given back in any way.
+    /// Moves pages back from the scratch area; falls back to copying. A slot that holds nothing (its page was freed
+    /// lazily and has vanished) is given back as it is. `false` only if the content is still in the scratch area and
+    /// could not be given back in any way; the batch then ends as [`Ended::Trapped`](crate::Ended::Trapped).
     fn thaw(&mut self, kind: FreezeKind, pages: Pages, slot: Slot) -> bool;
     /// Waits until everybody who writes to pages under the read lock of the mapping has finished.
     fn barrier(&mut self);
-    /// Who else holds scratch pages `0..refs.len()`.
+    /// What the page table says of scratch pages `0..states.len()`; `false` if it cannot be read. Asked after the
+    /// freeze, when nothing but reclaim can change the answer any more. Unlike [`AddressSpace::page_states`] it has to
+    /// tell [`PageState::Swapped`] from [`PageState::Absent`].
+    ///
+    /// The default knows nothing: pages are then not un-merged but on the owner's word, and
+    /// [`Checked::AllFree`] is not believed for plain pages.
+    fn scratch_states(&mut self, kind: FreezeKind, states: &mut [PageState]) -> bool {
+        let _ = (kind, states);
+        false
+    }
+    /// Who else holds scratch pages `0..refs.len()`. For [`Checked::Counted`] the count of a page that nobody holds is
+    /// 1, and anything but 1 where it could not be read (a hole, a page that is swapped out). [`Checked::AllFree`]
+    /// need not cover what comes behind a slot that holds no page: see [`AddressSpace::scratch_states`].
     fn check(&mut self, kind: FreezeKind, refs: &mut [u32]) -> Checked;
-    /// True if a scratch page equals a store page, all bytes of it.
+    /// True if a scratch page equals a store page, all bytes of it. False for a place that the store does not have.
     fn equals_store(&mut self, kind: FreezeKind, slot: Slot, place: Place) -> bool;
     /// True if a scratch page holds only zeros.
     fn is_zero(&mut self, kind: FreezeKind, slot: Slot) -> bool;
     /// Puts a private mapping of the store over pages, with the protection and properties to keep.
     ///
     /// # Errors
-    /// Why not; the old mapping is then still there, or has been made anew by the implementation.
+    /// Why not; the old mapping is then still there, empty and registered, or has been made so by the implementation:
+    /// the pages go back to it.
     fn map_store(&mut self, pages: Pages, place: Place, keep: Keep) -> Result<(), Failure>;
     /// Puts fresh anonymous memory over pages, with the protection and properties to keep.
     ///
     /// # Errors
     /// As [`AddressSpace::map_store`].
     fn map_anonymous(&mut self, pages: Pages, keep: Keep) -> Result<(), Failure>;
-    /// Puts anonymous memory with the content of scratch pages over pages, in one step that no reader can see.
+    /// Puts anonymous memory with the content of scratch pages over pages, in one step that no reader can see. The
+    /// scratch pages can be read: what cannot is not frozen for this.
     ///
     /// # Errors
     /// Why not; then nothing has changed.

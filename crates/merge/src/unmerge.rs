@@ -1,127 +1,155 @@
 //! The sequence that gives merged pages their own copy back, content kept: freeze, copy aside, put the copy in place
 //! in one step. Copying without the freeze would lose what is written meanwhile.
 
-use abi::BATCH_MAX;
-use abi::mark::Mark;
+use abi::mark::{Keep, Mark};
 use abi::place::Outcome;
 
-use crate::batch::{Batch, Order, WINDOW_PAGES};
-use crate::space::{AddressSpace, Checked, FreezeKind, PageState, Pages, RegisterMode, VmaKind};
+use crate::batch::{Batch, Order, refusal};
+use crate::held::{Held, Trapped};
+use crate::judge::judge_copies;
+use crate::space::{AddressSpace, Failure, FreezeKind, Pages, RegisterMode, VmaKind};
 
 const KIND: FreezeKind = FreezeKind::Remap;
 
-pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) {
-    let page = space.page_size();
-    let base = batch.entries[0].address;
-    let mut states = [PageState::Absent; WINDOW_PAGES as usize];
-    let span = ((batch.entries[batch.len - 1].address - base) / page + 1) as usize;
-    if span > states.len() || !space.page_states(base, &mut states[..span]) {
-        return;
-    }
+pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) -> Result<(), Trapped> {
     let mut index = 0;
     while index < batch.len {
-        if batch.outcomes[index] != Outcome::Pending {
-            index += 1;
-            continue;
-        }
-        let start = batch.entries[index].address;
-        let Some(mark) = space.mark(start).keep() else {
-            // Not merged: it has its own copy already.
-            batch.outcomes[index] = Outcome::Unmerged;
-            index += 1;
-            continue;
+        let count = match look_again(space, batch, index) {
+            Some((count, keep)) => {
+                run_one(space, order, batch, (index, count), keep)?;
+                count
+            }
+            None => 1,
         };
-        let vma = space.vma(start).filter(|vma| matches!(vma.kind, VmaKind::Store { .. }));
-        let Some(vma) = vma else {
-            batch.outcomes[index] = Outcome::LayoutChanged;
-            index += 1;
-            continue;
-        };
-        let mut count = 1;
-        while index + count < batch.len
-            && batch.outcomes[index + count] == Outcome::Pending
-            && batch.entries[index + count].address == start + count as u64 * page
-            && start + (count as u64 + 1) * page <= vma.end
-            && space.mark(start + count as u64 * page).keep() == Some(mark)
-        {
-            count += 1;
-        }
-        let first = ((start - base) / page) as usize;
-        let outcome =
-            run_one(space, order, Pages { start, count }, &states[first..first + count], mark.with(vma.prot, 7));
-        for slot in &mut batch.outcomes[index..index + count] {
-            *slot = outcome;
-        }
         index += count;
     }
+    Ok(())
 }
 
-/// One run inside one mapping.
+/// How many merged pages lie side by side from `index` on, in one mapping and with the same properties, and these.
+/// `None` if there is nothing to do for the first, whose outcome then says why.
+fn look_again<S: AddressSpace>(space: &mut S, batch: &mut Batch, index: usize) -> Option<(usize, Keep)> {
+    if !batch.is_pending(index) {
+        return None;
+    }
+    let page = space.page_size();
+    let start = batch.entries[index].address;
+    let mark = space.mark(start).keep();
+    let vma = mark.and_then(|_| space.vma(start)).filter(|vma| vma.start <= start && start < vma.end);
+    let (mark, vma) = match (mark, vma) {
+        (None, _) => {
+            // Not merged: it has its own copy already.
+            batch.outcomes[index] = Outcome::Unmerged;
+            return None;
+        }
+        (Some(_), Some(vma)) if vma.kind == VmaKind::Anonymous => {
+            // A batch was killed after it had marked the page, or before it could mark it again.
+            space.set_mark(Pages { start, count: 1 }, Mark::PLAIN);
+            batch.outcomes[index] = Outcome::Unmerged;
+            return None;
+        }
+        (Some(mark), Some(vma)) if matches!(vma.kind, VmaKind::Store { .. }) => (mark, vma),
+        (Some(_), _) => {
+            batch.outcomes[index] = Outcome::LayoutChanged;
+            return None;
+        }
+    };
+    if vma.prot & 1 == 0 {
+        // What nobody can read neither the helper could copy, nor a survivor give back.
+        batch.outcomes[index] = Outcome::Properties;
+        return None;
+    }
+    let mut count = 0;
+    while batch.is_pending(index + count) {
+        let address = batch.entries[index + count].address;
+        let near = count == 0 || address - batch.entries[index + count - 1].address == page;
+        let alike = address < vma.end && space.mark(address).keep() == Some(mark);
+        if !near || !alike || space.holds_thread_data(address) {
+            break;
+        }
+        count += 1;
+    }
+    if count == 0 {
+        batch.outcomes[index] = Outcome::ThreadData;
+        return None;
+    }
+    Some((count, mark.with(vma.prot, Keep::PROT)))
+}
+
+/// One run inside one mapping: `run.1` entries from `run.0` on.
 fn run_one<S: AddressSpace>(
     space: &mut S,
     order: &Order,
-    pages: Pages,
-    states: &[PageState],
-    keep: abi::mark::Keep,
-) -> Outcome {
-    let (start, end) = (pages.start, pages.start + pages.count as u64 * space.page_size());
-    if space.register(start, end, RegisterMode::MissingAndMinor).is_err() {
-        return Outcome::Properties;
-    }
+    batch: &mut Batch,
+    run: (usize, usize),
+    keep: Keep,
+) -> Result<(), Trapped> {
+    let (first, count) = run;
+    let pages = Pages { start: batch.entries[first].address, count };
+    let (start, end) = (pages.start, pages.start + count as u64 * space.page_size());
     space.journal_begin(KIND, start, end);
-    space.journal(KIND, 0, pages);
     let begun = space.now();
-    let outcome = if space.freeze(KIND, pages, 0).moved == pages.count {
-        let outcome = copy_in(space, order, pages, states, keep);
-        if outcome != Outcome::Unmerged {
-            space.thaw(KIND, pages, 0);
+    let mut held = Held::new(KIND);
+    let (moved, failure) = match space.register(start, end, RegisterMode::MissingAndMinor) {
+        Ok(()) => {
+            space.journal(KIND, 0, pages);
+            let frozen = space.freeze(KIND, pages, 0);
+            (frozen.moved.min(count), frozen.failure.unwrap_or(Failure::Limit))
         }
-        outcome
-    } else {
-        Outcome::Budget
+        Err(failure) => (0, failure),
     };
+    for index in first..first + count {
+        if index < first + moved {
+            held.push(index);
+        } else {
+            batch.outcomes[index] = refusal(failure);
+        }
+    }
+    if held.len > 0 {
+        space.barrier();
+        judge_copies(space, order, batch, &held, (start, end));
+        copy_in(space, batch, &held, keep);
+        held.thaw_refused(space, batch)?;
+    }
     space.unregister(start, end);
     space.wake(start, end);
     let frozen = space.now().saturating_sub(begun);
-    space.discard_scratch(KIND, pages.count);
+    space.discard_scratch(KIND, held.len);
     space.journal_end();
-    space.record_frozen(frozen);
-    if order.track && outcome == Outcome::Unmerged {
+    if held.len > 0 {
+        space.record_frozen(frozen);
+    }
+    if order.track {
         let _ = space.register(start, end, RegisterMode::Track);
     }
-    outcome
+    Ok(())
 }
 
-fn copy_in<S: AddressSpace>(
-    space: &mut S,
-    order: &Order,
-    pages: Pages,
-    states: &[PageState],
-    keep: abi::mark::Keep,
-) -> Outcome {
-    space.barrier();
-    let (start, end) = (pages.start, pages.start + pages.count as u64 * space.page_size());
-    if space.robust_list_enters(start, end) {
-        return Outcome::ThreadData;
-    }
-    // Clean pages are the store's: nobody can write to them without a fault first. A diverged page may be held.
-    let diverged = |state: &PageState| matches!(state, PageState::Exclusive | PageState::Shared);
-    if states.iter().any(diverged) && !order.vouched {
-        let mut refs = [0; BATCH_MAX];
-        let answer = space.check(KIND, &mut refs[..pages.count]);
-        let held = |slot: usize| states[slot] == PageState::Exclusive && refs[slot] != 1;
-        match answer {
-            Checked::AllFree => {}
-            Checked::Counted if !(0..pages.count).any(held) => {}
-            Checked::Counted | Checked::SomeHeld => return Outcome::Referenced,
-            Checked::Unknown => return Outcome::NoCheck,
+/// Puts copies in place, in runs of neighbours. All of the held pages lie side by side.
+fn copy_in<S: AddressSpace>(space: &mut S, batch: &mut Batch, held: &Held, keep: Keep) {
+    let mut slot = 0;
+    while slot < held.len {
+        let first = held.entry(slot);
+        let mut count = 0;
+        while slot + count < held.len && batch.is_pending(first + count) {
+            count += 1;
         }
-    }
-    match space.map_copy(pages, 0, keep) {
-        Ok(()) => {
-            space.set_mark(pages, Mark::PLAIN);
-            Outcome::Unmerged
+        if count == 0 {
+            slot += 1;
+            continue;
         }
-        Err(_) => Outcome::Budget,
+        let pages = Pages { start: batch.entries[first].address, count };
+        let outcome = match space.map_copy(pages, slot, keep) {
+            Ok(()) => {
+                // Only now: a page may be taken for the store's that is not, never the other way round.
+                space.set_mark(pages, Mark::PLAIN);
+                Outcome::Unmerged
+            }
+            Err(failure) => refusal(failure),
+        };
+        for offset in 0..count {
+            batch.outcomes[held.entry(slot + offset)] = outcome;
+        }
+        slot += count;
     }
 }
