@@ -1,4 +1,4 @@
-//! Faults that this state machine had, or that it has to do something special against. Each failed before.
+//! Faults that this state machine had, or that it does something special against: each test fails without that.
 
 use super::*;
 use crate::recording::Event;
