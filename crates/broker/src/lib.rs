@@ -2,7 +2,7 @@
 //!
 //! * [`Rendezvous`] is where helpers and library callers find the broker, with the partition's secret.
 //! * [`Broker`] holds one partition and its members. [`Broker::serve`] runs until it is told to stop; a
-//!   [`BrokerHandle`] asks it things from other threads.
+//!   [`BrokerHandle`] asks it things from other threads, a [`Client`] from other processes.
 //! * Each member has an attendant thread that answers its reference checks within a millisecond and one that reads the
 //!   events of its userfaultfd.
 //! * [`guardian`] is the small process beside the broker that gives pages back when broker and helper both die.
@@ -16,6 +16,7 @@
 mod account;
 mod attendant;
 mod broker;
+mod client;
 mod cycle;
 mod error;
 mod fitness;
@@ -23,6 +24,8 @@ pub mod guardian;
 mod image;
 mod member;
 mod order;
+mod protocol;
+mod reception;
 mod recovery;
 mod rendezvous;
 mod settings;
@@ -31,8 +34,9 @@ mod wishes;
 
 pub use account::{FrozenSeconds, Refusals, Summary};
 pub use broker::{Broker, BrokerHandle};
+pub use client::{Client, ClientError};
 pub use error::BrokerError;
 pub use image::{AgentFiles, host_sites, image_bytes};
 pub use rendezvous::{Rendezvous, Token};
 pub use settings::{CheckChoice, Settings};
-pub use wishes::{MergeReport, Wish, Wished};
+pub use wishes::{MergeReport, RefusedKind, Wish, Wished};

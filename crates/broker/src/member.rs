@@ -19,9 +19,13 @@ use crate::attendant::{Attendants, Attended};
 use crate::fitness::unfit;
 use crate::recovery::{Grounds, Recovered, recover};
 use crate::view::View;
+use crate::wishes::RefusedKind;
 
 /// How long a helper may take for each step of its introduction. It is alive and has nothing else to do.
 const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// Room for a connection's first packet.
+const FIRST_PACKET_MAX: usize = 512;
 
 /// Why a helper is not taken in. Told to nobody but the operator.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,14 @@ pub(crate) enum Refused {
 }
 
 impl Refused {
+    pub(crate) fn kind(&self) -> RefusedKind {
+        match self {
+            Self::NoUserfault { .. } => RefusedKind::NoUserfault,
+            Self::NoMove => RefusedKind::NoMove,
+            _ => RefusedKind::Other,
+        }
+    }
+
     fn kernel(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Kernel(Box::new(error))
     }
@@ -166,9 +178,11 @@ pub(crate) struct Host<'a> {
 }
 
 /// Takes a helper in, or says why not. Nothing that it says is believed before it is seen to be so.
-pub(crate) fn introduce(link: Seqpacket, host: Host<'_>) -> Result<Member, Refused> {
+/// `first` is its first packet.
+pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Result<Member, Refused> {
     let peer = link.peer_credentials().map_err(Refused::kernel)?;
-    let (hello, mut fds) = receive(&link)?;
+    let Packet { bytes, mut fds } = first;
+    let hello = Message::decode(&bytes).ok_or(Refused::Broken)?;
     let Message::Hello { version, member, control, scratch, diverged_scratch, token } = hello else {
         return Err(Refused::Broken);
     };
@@ -249,6 +263,24 @@ fn handshake(uffd: &Uffd) -> Result<(UffdFeatures, bool), Refused> {
     match uffd.api(plain) {
         Ok(features) => Ok((features, false)),
         Err(_) => Err(Refused::NoMove),
+    }
+}
+
+/// A packet as it came.
+pub(crate) struct Packet {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// A connection's first packet, from whomever it comes.
+pub(crate) fn first_packet(link: &Seqpacket) -> Result<Packet, Refused> {
+    let mut bytes = vec![0; FIRST_PACKET_MAX];
+    match link.recv_timeout(&mut bytes, INTRODUCTION) {
+        Ok(RecvOutcome::Packet { length, fds }) => {
+            bytes.truncate(length);
+            Ok(Packet { bytes, fds })
+        }
+        _ => Err(Refused::Broken),
     }
 }
 

@@ -40,6 +40,25 @@ pub enum Wished {
     Summary(Box<Summary>),
     /// The process is no member.
     NoMember,
+    /// Its helper was not taken in.
+    Refused {
+        /// Which reason.
+        kind: RefusedKind,
+        /// In words, with the way out.
+        reason: String,
+    },
+}
+
+/// Why a helper was not taken in, as far as a caller can do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusedKind {
+    /// The process may not have a userfaultfd.
+    NoUserfault,
+    /// The kernel's userfaultfd cannot move pages.
+    NoMove,
+    /// The helper was of another build or another user, or did not do what helpers do.
+    Other,
 }
 
 /// A wish and where to answer.
@@ -65,7 +84,7 @@ pub struct MergeReport {
     pub refused: std::collections::BTreeMap<String, u64>,
     /// How long the request took.
     pub elapsed: Duration,
-    /// CPU time of the broker for it.
+    /// CPU time of broker and helpers for it.
     pub cpu: Duration,
 }
 
@@ -74,5 +93,25 @@ impl MergeReport {
     #[must_use]
     pub fn bytes_merged(&self) -> u64 {
         (self.pages_merged + self.zero_pages) * kernel::page_size()
+    }
+
+    /// Pages that were left as they were, for any reason.
+    #[must_use]
+    pub fn pages_refused(&self) -> u64 {
+        self.refused.values().sum()
+    }
+
+    /// Adds what another request did.
+    pub fn add(&mut self, other: &Self) {
+        self.pages_scanned += other.pages_scanned;
+        self.pages_merged += other.pages_merged;
+        self.zero_pages += other.zero_pages;
+        self.pages_merged_elsewhere += other.pages_merged_elsewhere;
+        self.pages_unmerged += other.pages_unmerged;
+        for (reason, pages) in &other.refused {
+            *self.refused.entry(reason.clone()).or_default() += pages;
+        }
+        self.elapsed += other.elapsed;
+        self.cpu += other.cpu;
     }
 }

@@ -33,6 +33,7 @@ mod sys;
 mod test_memory;
 mod uapi;
 
+pub mod agent_image;
 pub mod exec_stop;
 pub mod ksm_sysfs;
 pub mod launch;
@@ -57,6 +58,7 @@ pub mod units;
 pub use rustix::io::Errno;
 pub use rustix::process::Signal;
 
+pub use agent_image::{AgentImage, AgentImageError, StartFailure};
 pub use ksm_sysfs::{KsmCounters, KsmError, KsmStat, KsmSysfs};
 pub use launch::{Launch, LaunchError, Launched};
 pub use maps::{MapsFile, MapsReader, Vma};

@@ -74,7 +74,7 @@ impl Broker {
             check,
             totals: &self.totals,
             members: &self.members,
-            members_ever: u64::from(self.next_index) - self.reasons.len() as u64,
+            members_ever: self.members_ever,
             partition: &self.partition,
             index_entries: self.eyes.index.counts().entries,
             started: self.started,

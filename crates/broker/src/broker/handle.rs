@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
+use kernel::Pid;
+
 use crate::account::Summary;
 use crate::error::BrokerError;
 use crate::rendezvous::Token;
@@ -18,6 +20,8 @@ pub struct BrokerHandle {
     pub(super) thread: Option<JoinHandle<()>>,
     pub(super) name: String,
     pub(super) token: Token,
+    /// The process whose broker it is: a forked child has a copy of this value and no broker.
+    pub(super) owner: Pid,
 }
 
 impl BrokerHandle {
@@ -26,6 +30,9 @@ impl BrokerHandle {
     /// # Errors
     /// [`BrokerError::Ended`].
     pub fn ask(&self, wish: Wish) -> Result<Wished, BrokerError> {
+        if self.owner != Pid::this() {
+            return Err(BrokerError::Ended);
+        }
         let (answer, answered) = channel();
         self.asked.send(Asked { wish, answer }).map_err(|_gone| BrokerError::Ended)?;
         let _ = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes());
@@ -59,8 +66,12 @@ impl BrokerHandle {
 impl Drop for BrokerHandle {
     fn drop(&mut self) {
         let _ = self.ask(Wish::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        match self.thread.take() {
+            Some(thread) if self.owner == Pid::this() => {
+                let _ = thread.join();
+            }
+            // Not a thread of this process.
+            other => std::mem::forget(other),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use abi::wire::Message;
 use kernel::refcheck::BpfCheck;
-use kernel::{Bytes, Uffd};
+use kernel::{Bytes, Pid, Uffd};
 use page::{AgePolicy, CandidateIndex, SegmentId, Spans};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use store::{FillBuffer, Options, Partition};
@@ -18,16 +18,20 @@ use crate::account::{Sample, Totals};
 use crate::cycle::Eyes;
 use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
-use crate::member::{Host, Member, Refused, introduce};
+use crate::member::Member;
 use crate::order::Queue;
+use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
 use crate::settings::{CheckChoice, Settings};
-use crate::wishes::{Asked, Wish, Wished};
+use crate::wishes::{Asked, RefusedKind, Wish, Wished};
+
+mod accept;
 mod books;
 mod handle;
 mod now;
 mod tick;
 
+use accept::Introduced;
 pub use handle::BrokerHandle;
 
 /// Pages that the candidate index has room for: 8 bytes each, taken as they come.
@@ -52,10 +56,12 @@ pub struct Broker {
     inode_of: HashMap<SegmentId, u64>,
     device: Option<OwnedFd>,
     exact: bool,
-    introduced: Receiver<Result<Member, Refused>>,
-    introducer: Sender<Result<Member, Refused>>,
+    members_ever: u64,
+    introduced: Receiver<Introduced>,
+    introducer: Sender<Introduced>,
     asked: Receiver<Asked>,
     wake: Arc<OwnedFd>,
+    desk: Desk,
     guardian: Option<GuardianLink>,
     started: Instant,
     sampled: Instant,
@@ -67,6 +73,8 @@ pub struct Broker {
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
     reasons: Vec<String>,
+    /// Processes whose last helper was not taken in, and why.
+    refused: HashMap<Pid, (RefusedKind, String)>,
 }
 
 impl Broker {
@@ -81,7 +89,7 @@ impl Broker {
         let run = move || broker.serve();
         let thread =
             std::thread::Builder::new().name("pf-broker".to_owned()).spawn(run).map_err(BrokerError::Thread)?;
-        Ok(BrokerHandle { asked, wake, thread: Some(thread), name, token })
+        Ok(BrokerHandle { asked, wake, thread: Some(thread), name, token, owner: Pid::this() })
     }
 
     fn open(settings: Settings) -> Result<(Self, Sender<Asked>), BrokerError> {
@@ -97,8 +105,20 @@ impl Broker {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| BrokerError::Poll(errno.into()))?,
         );
+        let over = Arc::new(
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|errno| BrokerError::Poll(errno.into()))?,
+        );
         let (introducer, introduced) = channel();
         let (asker, asked) = channel();
+        let desk = Desk {
+            token: rendezvous.token(),
+            uid: settings.uid,
+            asker: asker.clone(),
+            wake: Arc::clone(&wake),
+            over,
+            visitors: Arc::default(),
+        };
         let interval =
             settings.stable.map(|stable| (stable / 4).clamp(Duration::from_millis(50), Duration::from_millis(500)));
         let settle = match (settings.stable, interval) {
@@ -127,10 +147,12 @@ impl Broker {
             inode_of: HashMap::new(),
             device: Uffd::open_device().ok(),
             exact,
+            members_ever: 0,
             introduced,
             introducer,
             asked,
             wake,
+            desk,
             guardian,
             started: now,
             sampled: now,
@@ -142,6 +164,7 @@ impl Broker {
             max_map_count: max_map_count(),
             waiting: Vec::new(),
             reasons: Vec::new(),
+            refused: HashMap::new(),
             settings,
         };
         Ok((broker, asker))
@@ -188,36 +211,6 @@ impl Broker {
         }
         let limit = Timespec { tv_sec: until.as_secs().cast_signed(), tv_nsec: until.subsec_nanos().into() };
         let _ = poll(&mut fds, Some(&limit));
-    }
-
-    /// Helpers introduce themselves in threads of their own: one that stalls holds nobody up.
-    fn accept(&mut self) {
-        while let Ok(Some(link)) = self.rendezvous.listener.accept() {
-            let (token, uid, index) = (self.rendezvous.token(), self.settings.uid, self.next_index);
-            self.next_index += 1;
-            let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
-            let (exact, priority) = (self.exact, self.settings.priority);
-            let (introducer, wake) = (self.introducer.clone(), Arc::clone(&self.wake));
-            let run = move || {
-                let check = if exact { BpfCheck::new().ok() } else { None };
-                let host = Host { token, uid, device: device.as_ref(), check, priority, index };
-                let _ = introducer.send(introduce(link, host));
-                let _ = rustix::io::write(&*wake, &1_u64.to_ne_bytes());
-            };
-            let _ = std::thread::Builder::new().name("pf-introduce".to_owned()).spawn(run);
-        }
-        while let Ok(introduced) = self.introduced.try_recv() {
-            match introduced {
-                Ok(member) => {
-                    if let Some(guardian) = &mut self.guardian {
-                        guardian.add(&member);
-                    }
-                    self.queues.insert(member.index, Queue::default());
-                    self.members.push(member);
-                }
-                Err(refused) => self.reasons.push(refused.to_string()),
-            }
-        }
     }
 
     fn bury_the_dead(&mut self) {
@@ -267,7 +260,9 @@ impl Broker {
                 Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } => *pid,
             };
             let Some(index) = self.members.iter().position(|member| member.pid == pid) else {
-                if since.elapsed() > MEMBER_WITHIN {
+                if let Some((kind, reason)) = self.refused.remove(&pid) {
+                    let _ = asked.answer.send(Wished::Refused { kind, reason });
+                } else if since.elapsed() > MEMBER_WITHIN {
                     let _ = asked.answer.send(Wished::NoMember);
                 } else {
                     self.waiting.push((since, asked));
@@ -305,6 +300,9 @@ impl Broker {
 
     /// Lets every helper go, between two batches. What is merged stays merged.
     fn leave(mut self) {
+        // Callers in mid-request and between requests hear it at once.
+        let _ = rustix::io::write(&*self.desk.over, &1_u64.to_ne_bytes());
+        self.waiting.clear();
         for member in &self.members {
             member.tell(Message::Leave, None);
         }

@@ -1,0 +1,78 @@
+//! Who comes to the broker's socket: helpers that introduce themselves, and library callers.
+
+use abi::wire::Message;
+use kernel::Pid;
+use kernel::refcheck::BpfCheck;
+
+use super::Broker;
+use crate::member::{Host, Member, Refused, first_packet, introduce};
+use crate::order::Queue;
+use crate::reception::{is_greeting, receive_caller};
+
+/// Refused helpers that are remembered, with their reasons.
+const REFUSED_MAX: usize = 256;
+
+/// What came of an introduction, and the program that the helper said it serves.
+pub(super) type Introduced = (Option<Pid>, Result<Member, Refused>);
+
+impl Broker {
+    /// Both are served in threads of their own: one that stalls holds nobody up.
+    pub(super) fn accept(&mut self) {
+        while let Ok(Some(link)) = self.rendezvous.listener.accept() {
+            let Some(visit) = self.desk.admit() else { continue };
+            let (token, uid, index) = (self.rendezvous.token(), self.settings.uid, self.next_index);
+            self.next_index += 1;
+            let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
+            let (exact, priority) = (self.exact, self.settings.priority);
+            let (introducer, desk) = (self.introducer.clone(), self.desk.clone());
+            let run = move || {
+                let _visit = visit;
+                let Ok(first) = first_packet(&link) else { return };
+                if is_greeting(&first.bytes) {
+                    receive_caller(&link, &first.bytes, &desk);
+                    return;
+                }
+                let said = match Message::decode(&first.bytes) {
+                    Some(Message::Hello { member, token: secret, .. }) if secret == token => {
+                        Some(Pid(member.cast_signed()))
+                    }
+                    _ => None,
+                };
+                let check = if exact { BpfCheck::new().ok() } else { None };
+                let host = Host { token, uid, device: device.as_ref(), check, priority, index };
+                let _ = introducer.send((said, introduce(link, first, host)));
+                let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
+            };
+            let _ = std::thread::Builder::new().name("pf-visitor".to_owned()).spawn(run);
+        }
+        while let Ok((said, introduced)) = self.introduced.try_recv() {
+            match introduced {
+                Ok(member) => self.take_in(member),
+                Err(refused) => self.remember_refusal(said, &refused),
+            }
+        }
+    }
+
+    fn take_in(&mut self, member: Member) {
+        self.refused.remove(&member.pid);
+        self.members_ever += 1;
+        if let Some(guardian) = &mut self.guardian {
+            guardian.add(&member);
+        }
+        self.queues.insert(member.index, Queue::default());
+        self.members.push(member);
+    }
+
+    fn remember_refusal(&mut self, said: Option<Pid>, refused: &Refused) {
+        if let Some(pid) = said {
+            // For whoever asks for this process next; a crowd of them is not kept.
+            if self.refused.len() >= REFUSED_MAX {
+                self.refused.clear();
+            }
+            self.refused.insert(pid, (refused.kind(), refused.to_string()));
+        }
+        if self.reasons.len() < REFUSED_MAX {
+            self.reasons.push(refused.to_string());
+        }
+    }
+}
