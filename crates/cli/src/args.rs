@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Merge equal pages of memory across processes: on request, inside partitions, on stock Linux kernels.
 #[derive(Debug, Parser)]
-#[command(name = "pagefold", version, about, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "pagefold", version, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

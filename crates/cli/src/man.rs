@@ -57,22 +57,21 @@ fn page() -> String {
     let mut out = Vec::new();
     let main = Man::new(command.clone()).section("1").manual("User Commands").source("pagefold");
     main.render_title(&mut out).unwrap();
-    main.render_name_section(&mut out).unwrap();
-    main.render_synopsis_section(&mut out).unwrap();
-    main.render_description_section(&mut out).unwrap();
     let mut text = String::from_utf8(out).unwrap();
+    let about = about(&command);
+    let (what, how) = about.split_once(": ").unwrap();
+    text.push_str(&format!(".SH NAME\npagefold \\- {}\n", what.to_lowercase()));
+    text.push_str(".SH SYNOPSIS\n\\fBpagefold\\fR \\fICOMMAND\\fR [\\fIOPTION\\fR]...\n");
+    text.push_str(&format!(".SH DESCRIPTION\n{what}, {how}.\n.SH COMMANDS\n"));
     let (built, later): (Vec<&Command>, Vec<&Command>) =
-        command.get_subcommands().partition(|sub| !about(sub).ends_with("(not built yet)"));
-    text.push_str(".SH COMMANDS\n");
-    for sub in &built {
-        let name = sub.get_name();
-        text.push_str(&format!(".SS \"pagefold {name}\"\n{}.\n", about(sub)));
-        text.push_str(&section(&(*sub).clone(), name));
+        command.get_subcommands().partition(|sub| !self::about(sub).ends_with("(not built yet)"));
+    for sub in built {
+        text.push_str(&section(sub));
     }
     text.push_str(".SS \"Not built yet\"\nThe names are settled; each says so and ends with status 3.\n");
-    for sub in &later {
-        let about = about(sub);
-        text.push_str(&format!(".TP\n\\fB{}\\fR\n{}\n", sub.get_name(), about.trim_end_matches(" (not built yet)")));
+    for sub in later {
+        let about = self::about(sub);
+        text.push_str(&format!(".TP\n\\fB{}\\fR\n{}.\n", sub.get_name(), about.trim_end_matches(" (not built yet)")));
     }
     text.push_str(SECTIONS);
     text
@@ -82,22 +81,18 @@ fn about(command: &Command) -> String {
     command.get_about().map(ToString::to_string).unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
-/// Synopsis and options of a subcommand, as paragraphs of the page.
-fn section(command: &Command, name: &str) -> String {
-    let display = format!("pagefold {name}");
-    let man = Man::new(command.clone().display_name(display.clone()).name(display));
-    let (mut synopsis, mut options) = (Vec::new(), Vec::new());
-    man.render_synopsis_section(&mut synopsis).unwrap();
-    man.render_options_section(&mut options).unwrap();
-    let [synopsis, options] = [synopsis, options].map(|part| String::from_utf8(part).unwrap());
-    let lines = |part: &str, heading: &str| {
-        let kept: Vec<&str> = part
-            .lines()
-            .filter(|line| *line != heading && !line.starts_with(".ie") && !line.starts_with(".el"))
-            .collect();
-        kept.join("\n") + "\n"
-    };
-    format!(".PP\n{}{}", lines(&synopsis, ".SH SYNOPSIS"), lines(&options, ".SH OPTIONS"))
+/// What a subcommand does, its usage and its options.
+fn section(command: &Command) -> String {
+    let name = command.get_name();
+    let mut options = Vec::new();
+    Man::new(command.clone()).render_options_section(&mut options).unwrap();
+    let options = String::from_utf8(options).unwrap();
+    // The heading, the line breaks around possible values and what every page begins with.
+    let noise = |line: &&str| !line.starts_with(".ie") && !line.starts_with(".el") && *line != ".SH OPTIONS";
+    let options: Vec<&str> = options.lines().filter(noise).collect();
+    let usage = command.clone().bin_name(format!("pagefold {name}")).render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ").replace('-', "\\-");
+    format!(".SS \"pagefold {name}\"\n{}.\n.PP\n.nf\n\\fB{usage}\\fR\n.fi\n{}\n", about(command), options.join("\n"))
 }
 
 #[test]
