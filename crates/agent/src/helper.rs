@@ -303,7 +303,11 @@ fn execute(space: &mut Space) -> u32 {
     };
     // A thread of the program that waits for its memory, or wants it back for good, goes first.
     let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED;
+    #[cfg(feature = "faults")]
+    crate::faults::plan((order.action[0].load(SeqCst) >> 56) as u32);
     run_plan(space, &settings, entry, count, report, carry_on);
+    #[cfg(feature = "faults")]
+    crate::faults::plan(0);
     order.state.store(plan::DONE, SeqCst);
     done
 }
@@ -331,7 +335,11 @@ fn give_back(space: &mut Space) -> bool {
             let entry =
                 |index: usize| Some(Entry { address: piece.start + index as u64 * PAGE, action: Action::Unmerge });
             let pages = ((piece.end - piece.start) / PAGE) as usize;
+            #[cfg(feature = "faults")]
+            crate::faults::plan(5);
             run_plan(space, &settings, entry, pages, |_, _| {}, || true);
+            #[cfg(feature = "faults")]
+            crate::faults::plan(0);
         }
         if STATE.table.next_merged(start, end).is_none() {
             space.unregister(start, end);

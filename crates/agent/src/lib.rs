@@ -24,6 +24,8 @@
 mod calls;
 mod child;
 mod elf;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod filter;
 mod gate;
 mod helper;

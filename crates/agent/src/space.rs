@@ -185,6 +185,8 @@ impl AddressSpace for Space {
     }
 
     fn open_gate(&mut self) {
+        #[cfg(feature = "faults")]
+        crate::faults::step();
         gate::open(self.control);
     }
 
@@ -252,6 +254,8 @@ impl AddressSpace for Space {
     }
 
     fn set_mark(&mut self, pages: Pages, mark: Mark) {
+        #[cfg(feature = "faults")]
+        crate::faults::step();
         STATE.table.set(pages.start, pages.start + bytes(pages), mark);
     }
 
@@ -305,6 +309,8 @@ impl AddressSpace for Space {
     }
 
     fn journal(&mut self, _kind: FreezeKind, slot: Slot, pages: Pages) {
+        #[cfg(feature = "faults")]
+        crate::faults::step();
         let journal = &self.control.journal;
         for offset in 0..pages.count {
             if let Some(source) = journal.source.get(slot + offset) {
@@ -315,6 +321,8 @@ impl AddressSpace for Space {
     }
 
     fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) {
+        #[cfg(feature = "faults")]
+        crate::faults::step();
         let journal = &self.control.journal;
         journal.count.store(0, SeqCst);
         journal.window_start.store(start, SeqCst);
@@ -329,6 +337,8 @@ impl AddressSpace for Space {
     }
 
     fn journal_end(&mut self) {
+        #[cfg(feature = "faults")]
+        crate::faults::step();
         self.control.journal.state.store(journal::IDLE, SeqCst);
         self.control.journal.count.store(0, SeqCst);
     }

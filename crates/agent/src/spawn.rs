@@ -108,6 +108,8 @@ pub(crate) fn start_helper() -> bool {
         return false;
     };
     helper::SETUP.stack_top.store(stack + HELPER_STACK, SeqCst);
+    #[cfg(feature = "faults")]
+    crate::faults::helper_stack(stack, stack + HELPER_STACK);
     helper::SETUP.member.store(sys::getpid(), SeqCst);
     helper::SETUP.ready.store(0, SeqCst);
     // SAFETY: a fresh stack, a function that ends its process; CLONE_VFORK keeps this thread waiting until it has.

@@ -56,6 +56,20 @@ pub extern "C" fn pagefold_agent_status() -> u64 {
     u64::from(stop) << 32 | u64::from(helper)
 }
 
+/// For tests: stops the helper right before step `at` of plans of a kind.
+#[cfg(feature = "faults")]
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_fault_choose(kind: u32, at: u64) {
+    agent::faults::choose(kind, at);
+}
+
+/// For tests: steps so far.
+#[cfg(feature = "faults")]
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_fault_steps() -> u64 {
+    agent::faults::steps()
+}
+
 /// pthread_mutexattr_setprotocol, in the program's name space before libc's own: a process that makes mutexes with
 /// priority inheritance must not be merged, since the kernel's operations on them fail on a frozen page. Otherwise as
 /// libc's: the protocol lies in bits 28 and 29 of the attribute's one word.
