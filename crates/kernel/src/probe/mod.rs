@@ -182,7 +182,7 @@ impl Features {
     /// # Errors
     /// The first thing that is [`Missing`]. The reference check is apart: [`Features::exact_check`].
     pub fn live_merge(&self) -> Result<(), Missing> {
-        for name in [Name::MemfdSeals, Name::Userfaultfd, Name::UffdMove] {
+        for name in [Name::MemfdSeals, Name::Userfaultfd, Name::UffdMove, Name::ProcmapQuery] {
             self.require(name)?;
         }
         Ok(())
@@ -271,12 +271,13 @@ impl Name {
 
     const fn needed_for(self) -> &'static str {
         match self {
-            Self::Userfaultfd | Self::UffdMove | Self::MemfdSeals => "merging in running processes (store)",
+            Self::Userfaultfd | Self::UffdMove | Self::MemfdSeals | Self::ProcmapQuery => {
+                "merging in running processes (store)"
+            }
             Self::UserfaultfdDevice => "merging in processes of other users (store)",
             Self::UffdMinorShmem => "merging pages again that were written (store)",
             Self::UffdWpAsync | Self::PagemapScan => "leaving written pages alone, keeping merged",
             Self::UffdEventFork => "programs that fork by raw system calls (store)",
-            Self::ProcmapQuery => "a quicker look at single mappings",
             Self::MadvPopulateWrite => "processes that have forked (store)",
             Self::PidfdGetfd => "processes that did not start under pagefold",
             Self::PeerPidfd => "knowing members beyond doubt",
@@ -320,6 +321,8 @@ mod tests {
         let none = features(&[Name::CheckBpf, Name::CheckCollapse]).exact_check().unwrap_err();
         assert_eq!(none.to_string(), "reference check by MADV_COLLAPSE is missing: a test");
         assert_eq!(features(&[Name::UffdMove]).live_merge().unwrap_err().what, "UFFDIO_MOVE");
+        // The helper looks at mappings in no other way.
+        assert_eq!(features(&[Name::ProcmapQuery]).live_merge().unwrap_err().what, "PROCMAP_QUERY");
         assert_eq!(features(&[Name::CheckBpf]).retake().unwrap_err().what, "reference check by BPF");
         assert!(features(&[Name::Ksm]).live_merge().is_ok());
     }
