@@ -345,6 +345,9 @@ fn give_back(space: &mut Space) -> bool {
             space.unregister(start, end);
             return true;
         }
+        // A page that was written just now is still in some CPU's batch for the LRU lists, which counts as a reference.
+        // The collapse drains them all; its answer does not matter, and nothing is frozen.
+        let _ = space.ask_collapse();
         space.pause();
     }
     false
