@@ -88,6 +88,8 @@ pub struct Summary {
     pub unshared_by_write: u64,
     /// Pages that diverged and have not been taken again.
     pub diverged: u64,
+    /// Pages taken out of nearly dead segments, ever.
+    pub moved: u64,
     /// Diverged pages taken again, ever.
     pub retaken: u64,
     /// Pages refused, ever, by reason.
@@ -117,6 +119,7 @@ pub(crate) struct Totals {
     pub(crate) retaken: u64,
     pub(crate) zero: u64,
     pub(crate) unshared: u64,
+    pub(crate) moved: u64,
     pub(crate) refused: Refusals,
     /// Time in which nothing was merged because too many threads wanted a CPU.
     pub(crate) held_back: Duration,
@@ -287,6 +290,7 @@ impl Books<'_> {
             merges: self.totals.merges,
             unshared_by_write: self.totals.unshared,
             diverged: sample.diverged,
+            moved: self.totals.moved,
             retaken: self.totals.retaken,
             refused: self.totals.refused.clone(),
             frozen_seconds: FrozenSeconds {

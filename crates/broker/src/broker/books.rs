@@ -45,6 +45,7 @@ impl Broker {
                 }
             }
         }
+        self.move_survivors();
         let summary = self.summary(&self.last_sample);
         self.peak = self.peak.max(summary.bytes_saved);
     }

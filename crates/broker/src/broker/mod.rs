@@ -29,6 +29,7 @@ mod accept;
 mod books;
 mod handle;
 mod now;
+mod reclaim;
 mod tick;
 
 use accept::Introduced;

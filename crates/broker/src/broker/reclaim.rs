@@ -1,0 +1,51 @@
+//! Space comes back by whole segments: the survivors of a nearly dead one are moved out.
+
+use std::time::{Duration, Instant};
+
+use abi::place::Outcome;
+use kernel::{maps, page_size};
+
+use super::Broker;
+use crate::order::{Item, Task};
+
+/// A segment with at most so many percent of its pages in use is nearly dead.
+const NEARLY_DEAD: u32 = 10;
+/// For how long that must have been so.
+const FOR: Duration = Duration::from_secs(30);
+/// Segments emptied at one time: their survivors take memory until they are merged again.
+const AT_ONCE: usize = 8;
+
+impl Broker {
+    /// Gives the last users of nearly dead segments their own copies back. Pages that still have twins are merged
+    /// again once they have settled, side by side in a new segment; the old one goes with its last mapping.
+    pub(super) fn move_survivors(&mut self) {
+        let dead: Vec<_> = self
+            .partition
+            .nearly_dead(NEARLY_DEAD, Instant::now(), FOR)
+            .map(|dead| dead.segment)
+            .take(AT_ONCE)
+            .collect();
+        let mut orders = Vec::new();
+        for segment in dead {
+            self.partition.withdraw(segment);
+            let Some(inode) = self.inode_of.get(&segment) else { continue };
+            for member in &self.members {
+                let vmas = maps::read(member.pid).unwrap_or_default();
+                let pages = vmas.iter().filter(|vma| vma.inode == *inode && !vma.shared && vma.write);
+                let items: Vec<Item> = pages
+                    .flat_map(|vma| vma.range.start().page_index()..vma.range.end().page_index())
+                    .map(|page| Item { address: page * page_size(), task: Task::Unmerge })
+                    .collect();
+                orders.push((member.index, items));
+            }
+        }
+        for (owner, items) in orders {
+            self.order(owner, items);
+        }
+        let mut moved = 0;
+        self.drive(&mut |_, results| {
+            moved += results.iter().filter(|(_, outcome)| *outcome == Outcome::Unmerged).count() as u64;
+        });
+        self.totals.moved += moved;
+    }
+}
