@@ -50,6 +50,12 @@ impl BrokerHandle {
         }
     }
 
+    /// True in the process that started the broker, false in its forked children.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.owner == Pid::this()
+    }
+
     /// The abstract name of the socket that helpers connect to.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,0 +1,105 @@
+//! Everything that can keep a program from merging, each with the way out.
+
+use broker::{BrokerError, ClientError, RefusedKind};
+use kernel::{AgentImageError, MemfdError, Range, StartFailure};
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No broker could be started in this process.
+    #[error("cannot serve a partition")]
+    Serve(#[source] BrokerError),
+    /// The partition's descriptor could not be made.
+    #[error("cannot make a partition's descriptor")]
+    Descriptor(#[source] MemfdError),
+    /// The descriptor is something else.
+    #[error("the descriptor is no partition's: pass on what `Partition::as_fd` gives")]
+    NotAPartition,
+    /// The process that serves the partition has ended.
+    #[error(
+        "the process that serves this partition has ended, or runs in another network namespace; \
+         what is merged stays merged, nothing new is: open a new partition"
+    )]
+    Ended,
+    /// The broker did not let this process in.
+    #[error("the partition's broker did not let this process in: it must run as the same user and the same build")]
+    Rejected,
+    /// The connection to the broker failed.
+    #[error("the connection to the partition's broker failed")]
+    Connection(#[source] ClientError),
+    /// The process runs under `pagefold run`, or has another copy of this library.
+    #[error(
+        "this process has an agent already, brought by {by}: hand ranges over with madvise(MADV_MERGEABLE) \
+         instead, or start the program without it"
+    )]
+    AgentPresent {
+        /// Who brought it.
+        by: &'static str,
+    },
+    /// The process merges in another partition already.
+    #[error("this process merges in another partition already, and can be in one only")]
+    OtherPartition,
+    /// This machine's C library is not known.
+    #[error(
+        "the C library of this process is not understood ({reason}), so no gate can be set up: \
+         merge_quiescent needs one too; use kernel KSM (`pagefold run --backend ksm`)"
+    )]
+    UnknownLibc {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The agent could not be loaded.
+    #[error("cannot load the agent: a statically linked program cannot, nor one under vm.memfd_noexec=2")]
+    Load(#[source] AgentImageError),
+    /// No helper could be started.
+    #[error(
+        "cannot start the helper for {range}: out of processes or memory, too many ranges, or the program filters \
+         its own system calls (seccomp)"
+    )]
+    NoHelper {
+        /// The range that was to be handed over.
+        range: Range,
+    },
+    /// The process may not use userfaultfd.
+    #[error(
+        "userfaultfd is not to be had here: let the user open /dev/userfaultfd, or set vm.unprivileged_userfaultfd=1, \
+         or use merge_quiescent, which needs none"
+    )]
+    NoUserfault,
+    /// The kernel's userfaultfd cannot move pages.
+    #[error("this kernel's userfaultfd cannot move pages (Linux 6.8 can): use merge_quiescent, which needs none")]
+    NoMove,
+    /// The helper was refused for another reason.
+    #[error("the broker refused this process's helper: {reason}")]
+    HelperRefused {
+        /// The broker's words.
+        reason: String,
+    },
+}
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::NoBroker(_) | ClientError::Ended => Self::Ended,
+            ClientError::Rejected => Self::Rejected,
+            ClientError::Refused { kind: RefusedKind::NoUserfault, .. } => Self::NoUserfault,
+            ClientError::Refused { kind: RefusedKind::NoMove, .. } => Self::NoMove,
+            ClientError::Refused { reason, .. } => Self::HelperRefused { reason },
+            ClientError::NoMember => Self::HelperRefused { reason: "it has not come up in time".to_owned() },
+            other => Self::Connection(other),
+        }
+    }
+}
+
+impl From<AgentImageError> for Error {
+    fn from(error: AgentImageError) -> Self {
+        match error {
+            AgentImageError::Present { by } => Self::AgentPresent { by },
+            AgentImageError::Start(StartFailure::UnknownLibc) => {
+                Self::UnknownLibc { reason: "its code is not what its file says".to_owned() }
+            }
+            other => Self::Load(other),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Partitions: opening, passing on, merging.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bitflags::bitflags;
+use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings};
+use kernel::{Range, Vaddr};
+
+use crate::agent;
+use crate::descriptor::Card;
+use crate::error::Error;
+
+/// How often pages are tried again that were left for a reason which passes.
+const TRIES: usize = 4;
+/// Reasons that pass by themselves within moments.
+const PASSING: [&str; 3] = ["gate_busy", "layout_changed", "threads_changed"];
+
+bitflags! {
+    /// Properties of a partition.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u32 {
+        /// Members do not trust each other: every run of pages lies in a sealed file of its own, so that no member gets
+        /// a descriptor of pages that it did not already have.
+        const STRICT = 1;
+        /// The callers vouch that nobody else holds references to the pages that they merge (no pending direct I/O, no
+        /// vhost, no FUSE or NFS requests into them): no reference check is made. Only where none can be had.
+        const VOUCH = 2;
+    }
+}
+
+/// How to open a partition, beyond its name and flags.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Properties.
+    pub flags: Flags,
+    /// Most bytes that the partition's page store may take.
+    pub store_limit: Option<u64>,
+    /// A program to start as guardian, with its arguments before the descriptor number: a process that calls
+    /// `broker::guardian::run`. It gives frozen pages back if broker and helper are both killed.
+    pub guardian: Option<(std::path::PathBuf, Vec<String>)>,
+}
+
+/// A partition: a store of pages into which processes merge.
+///
+/// The process that opens it serves it, in threads of its own, for as long as the value lives. Others join through the
+/// descriptor. What is merged stays merged when the partition ends: the pages live as long as somebody maps them.
+#[derive(Debug)]
+pub struct Partition {
+    card: Card,
+    descriptor: OwnedFd,
+    clients: Mutex<Vec<Client>>,
+    broker: Option<BrokerHandle>,
+}
+
+impl Partition {
+    /// Opens a new partition. `name` is for reports; two partitions of one name are two partitions.
+    ///
+    /// # Errors
+    /// [`Error::Serve`], [`Error::Descriptor`].
+    pub fn open(name: &str, flags: Flags) -> Result<Self, Error> {
+        Self::open_with(name, &Options { flags, ..Options::default() })
+    }
+
+    /// Opens a new partition with more choices.
+    ///
+    /// # Errors
+    /// As [`Partition::open`].
+    pub fn open_with(name: &str, options: &Options) -> Result<Self, Error> {
+        let settings = Settings {
+            label: Some(name.to_owned()),
+            strict: options.flags.contains(Flags::STRICT),
+            check: if options.flags.contains(Flags::VOUCH) { CheckChoice::Vouch } else { CheckChoice::Auto },
+            stable: None,
+            store_limit: options.store_limit,
+            guardian: options.guardian.clone(),
+            ..Settings::default()
+        };
+        let broker = Broker::start(settings).map_err(Error::Serve)?;
+        let card = Card { name: broker.name().to_owned(), token: broker.token() };
+        let descriptor = card.write()?;
+        Ok(Self { card, descriptor, clients: Mutex::default(), broker: Some(broker) })
+    }
+
+    /// Joins the partition whose descriptor this is.
+    ///
+    /// # Errors
+    /// [`Error::NotAPartition`], [`Error::Ended`], [`Error::Rejected`].
+    pub fn from_fd(descriptor: OwnedFd) -> Result<Self, Error> {
+        let card = Card::read(descriptor.as_fd())?;
+        let client = Client::connect(&card.name, card.token)?;
+        Ok(Self { card, descriptor, clients: Mutex::new(vec![client]), broker: None })
+    }
+
+    /// The descriptor, to be kept apart from this value. If this process serves the partition it goes on to serve it
+    /// until it ends.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        std::mem::forget(self.broker);
+        self.descriptor
+    }
+
+    /// Another descriptor of the partition, closed on exec: for a child or another process.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone_fd(&self) -> io::Result<OwnedFd> {
+        self.descriptor.try_clone()
+    }
+
+    /// True if this process serves the partition.
+    #[must_use]
+    pub fn is_served_here(&self) -> bool {
+        self.broker.as_ref().is_some_and(BrokerHandle::is_own)
+    }
+
+    /// Merges a range of this process now: pages equal to pages that the partition has seen become one. Other threads
+    /// may use the range meanwhile. Done when it returns. The range's last page is never merged.
+    ///
+    /// The range stays handed over: the same range can be merged again, and pages of other members that turn out equal
+    /// to its pages later are merged with them.
+    ///
+    /// # Errors
+    /// [`Error`]; nothing has changed then, or only part of the range is merged.
+    pub fn merge(&self, range: Range) -> Result<MergeReport, Error> {
+        self.merge_all(&[range])
+    }
+
+    /// Merges several ranges in one request.
+    ///
+    /// # Errors
+    /// As [`Partition::merge`].
+    pub fn merge_all(&self, ranges: &[Range]) -> Result<MergeReport, Error> {
+        let agent = agent::for_partition(&self.card)?;
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            if !agent.adopt(*range) {
+                return Err(Error::NoHelper { range: *range });
+            }
+        }
+        let mut total = self.ask(|client| client.merge(ranges))?;
+        for _ in 1..TRIES {
+            if !PASSING.iter().any(|reason| total.refused.contains_key(*reason)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            let again = self.ask(|client| client.merge(ranges))?;
+            // What was refused before was looked at again.
+            total.refused.clear();
+            total.add(&again);
+        }
+        Ok(total)
+    }
+
+    /// The state of the partition as a JSON document.
+    ///
+    /// # Errors
+    /// [`Error::Ended`], [`Error::Rejected`], [`Error::Connection`].
+    pub fn summary(&self) -> Result<serde_json::Value, Error> {
+        self.ask(Client::summary)
+    }
+
+    /// Asks the broker over a connection of this very process and thread.
+    fn ask<T>(&self, request: impl FnOnce(&mut Client) -> Result<T, ClientError>) -> Result<T, Error> {
+        let idle = {
+            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            // After a fork these are the parent's: the broker would take the child for its parent.
+            clients.retain(Client::is_own);
+            clients.pop()
+        };
+        let mut client = match idle {
+            Some(client) => client,
+            None => Client::connect(&self.card.name, self.card.token)?,
+        };
+        let answer = request(&mut client);
+        if matches!(answer, Ok(_) | Err(ClientError::NoMember | ClientError::Refused { .. })) {
+            self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+        }
+        Ok(answer?)
+    }
+}
+
+impl AsFd for Partition {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// The whole pages inside a piece of memory; `None` if there are none.
+#[must_use]
+pub fn whole_pages<T>(memory: &[T]) -> Option<Range> {
+    let start = memory.as_ptr().addr() as u64;
+    let end = start + size_of_val(memory) as u64;
+    let start = start.next_multiple_of(kernel::page_size());
+    let end = Vaddr(end).page_start();
+    Range::new(Vaddr(start), end).ok().filter(|range| !range.is_empty())
+}
