@@ -18,7 +18,7 @@ use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX};
-use merge::{AddressSpace, Entry, Order, RegisterMode, run_plan};
+use merge::{AddressSpace, Ended, Entry, Order, RegisterMode, run_plan};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
@@ -305,11 +305,20 @@ fn execute(space: &mut Space) -> u32 {
     let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED;
     #[cfg(feature = "faults")]
     crate::faults::plan((order.action[0].load(SeqCst) >> 56) as u32);
-    run_plan(space, &settings, entry, count, report, carry_on);
+    let ended = run_plan(space, &settings, entry, count, report, carry_on);
+    if ended == Ended::Trapped {
+        end_as_if_killed();
+    }
     #[cfg(feature = "faults")]
     crate::faults::plan(0);
     order.state.store(plan::DONE, SeqCst);
     done
+}
+
+/// Ends with pages frozen and the gate closed: the broker or the guardian gives the pages back.
+fn end_as_if_killed() {
+    // SAFETY: ends this process, which shares its memory with nobody who would miss its stack.
+    unsafe { sys!(nr::EXIT_GROUP, 1) };
 }
 
 /// Gives a range its own copies back, for a thread of the program, and releases it from the userfaultfd.
@@ -337,7 +346,10 @@ fn give_back(space: &mut Space) -> bool {
             let pages = ((piece.end - piece.start) / PAGE) as usize;
             #[cfg(feature = "faults")]
             crate::faults::plan(5);
-            run_plan(space, &settings, entry, pages, |_, _| {}, || true);
+            let ended = run_plan(space, &settings, entry, pages, |_, _| {}, || true);
+            if ended == Ended::Trapped {
+                end_as_if_killed();
+            }
             #[cfg(feature = "faults")]
             crate::faults::plan(0);
         }

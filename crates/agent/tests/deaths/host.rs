@@ -1,0 +1,55 @@
+//! The processes beside the victims: the host of a broker, and its guardian.
+
+use std::io::{BufRead as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use broker::{Broker, CheckChoice, Settings};
+use kernel::{Pid, Pidfd, signals};
+
+/// Serves a partition until its standard input ends. Says how victims find it.
+pub(crate) fn broker() {
+    kernel::task::set_child_subreaper(true).unwrap();
+    let check = match std::env::var("CHECK").as_deref() {
+        Ok("collapse") => CheckChoice::Collapse,
+        _ => CheckChoice::Auto,
+    };
+    let settings = Settings {
+        stable: Some(Duration::from_millis(200)),
+        check,
+        guardian: Some((std::env::current_exe().unwrap(), vec!["--guardian".to_owned()])),
+        ..Settings::default()
+    };
+    let broker = Broker::start(settings).unwrap();
+    let token = broker.token();
+    println!("{}:{:016x}{:016x}", broker.name(), token.0, token.1);
+    std::io::stdout().flush().unwrap();
+    std::thread::spawn(|| {
+        loop {
+            // Helpers that have ended are children of this process.
+            signals::reap_others(Pid(0));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        match line.unwrap().as_str() {
+            "summary" => println!("{}", serde_json(&broker.summary().unwrap())),
+            _ => break,
+        }
+        std::io::stdout().flush().unwrap();
+    }
+}
+
+fn serde_json(summary: &broker::Summary) -> String {
+    format!(
+        "{} {} {} {} {}",
+        summary.processes, summary.merges, summary.retaken, summary.pages_sharing, summary.pages_unfit
+    )
+}
+
+/// The guardian: the broker's last argument is the number of its descriptor.
+pub(crate) fn guardian(arguments: &[String]) {
+    let number = arguments.last().unwrap().parse().unwrap();
+    let socket: OwnedFd = Pidfd::open(Pid::this()).unwrap().getfd(number).unwrap();
+    broker::guardian::run(socket);
+}

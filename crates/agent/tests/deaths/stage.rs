@@ -1,0 +1,389 @@
+//! The test's side: an image with faults, a broker's host, victims, and the deaths.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use kernel::{Pid, Pidfd, Signal, signals};
+
+/// After that long something hangs.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(30);
+/// How long helpers may take to come to their step.
+const ARRIVE: Duration = Duration::from_secs(6);
+
+/// What outer cargo passes on and must not reach the inner one.
+const OUTER: [&str; 6] = [
+    "CARGO_ENCODED_RUSTFLAGS",
+    "RUSTFLAGS",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
+    "CARGO_BUILD_TARGET",
+    "CARGO_TARGET_DIR",
+];
+
+/// The agent with faults, and the table of sites.
+pub(crate) struct Image {
+    pub(crate) image: PathBuf,
+    pub(crate) sites: PathBuf,
+}
+
+impl Image {
+    pub(crate) fn build() -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults");
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("image/Cargo.toml");
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["build", "--release", "--quiet", "--features", "faults", "--manifest-path"]).arg(manifest);
+        command.arg("--target-dir").arg(&folder);
+        OUTER.iter().for_each(|variable| {
+            command.env_remove(variable);
+        });
+        assert!(command.status().unwrap().success(), "the image with faults could not be built");
+        let sites = folder.join(format!("sites.{}", std::process::id()));
+        std::fs::write(&sites, broker::host_sites().unwrap()).unwrap();
+        Self { image: folder.join("release/libpagefold_agent_image.so"), sites }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.sites);
+    }
+}
+
+/// Which plans the helpers stop in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    Zero,
+    Diverged,
+    Unmerge,
+}
+
+/// Who dies while the helpers stand still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Death {
+    Helper,
+    HelperBroker,
+    BrokerHelper,
+    HelperGuardian,
+    BrokerGuardian,
+    Broker,
+    Guardian,
+    VictimExits,
+    VictimExecs,
+    VictimCrashes,
+    VictimKilled,
+    VictimKilledHelperToo,
+}
+
+impl Death {
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Helper,
+        Self::HelperBroker,
+        Self::BrokerHelper,
+        Self::HelperGuardian,
+        Self::BrokerGuardian,
+        Self::Broker,
+        Self::Guardian,
+        Self::VictimExits,
+        Self::VictimExecs,
+        Self::VictimCrashes,
+        Self::VictimKilled,
+        Self::VictimKilledHelperToo,
+    ];
+}
+
+/// A child whose output is read by a thread, so that every wait has an end.
+pub(crate) struct Player {
+    pub(crate) child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    name: String,
+}
+
+impl Player {
+    pub(crate) fn start(mut command: Command, name: String) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = channel();
+        let out = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { stdin: child.stdin.take(), child, lines, name }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid(i32::try_from(self.child.id()).unwrap())
+    }
+
+    pub(crate) fn send(&mut self, text: &str) {
+        let _ = writeln!(self.stdin.as_mut().unwrap(), "{text}");
+    }
+
+    pub(crate) fn hear(&self) -> String {
+        match self.lines.recv_timeout(WATCHDOG) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => {
+                let pid = self.child.id();
+                panic!("{} (process {pid}) hangs:\n{}", self.name, state(pid));
+            }
+            Err(RecvTimeoutError::Disconnected) => panic!("{} has ended", self.name),
+        }
+    }
+
+    pub(crate) fn ask(&mut self, text: &str) -> String {
+        self.send(text);
+        self.hear()
+    }
+
+    /// Ends its input and waits for its end.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        self.stdin = None;
+        let deadline = Instant::now() + WATCHDOG;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{} does not end:\n{}", self.name, state(self.child.id()));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Where every thread of a process stands.
+fn state(pid: u32) -> String {
+    let read = |path: String| std::fs::read_to_string(path).unwrap_or_default();
+    let mut text = String::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().filter_map(Result::ok) {
+        let path = task.path().display().to_string();
+        text += &format!(
+            "{} {} wchan {} call {}{}",
+            task.file_name().display(),
+            read(format!("{path}/comm")).trim(),
+            read(format!("{path}/wchan")),
+            read(format!("{path}/syscall")),
+            read(format!("{path}/stack")),
+        );
+    }
+    text
+}
+
+/// The state letter of a process, `None` once it is gone.
+pub(crate) fn letter(pid: Pid) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.get())).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
+pub(crate) fn gone(pid: Pid) -> bool {
+    letter(pid).is_none_or(|letter| letter == 'Z' || letter == 'X')
+}
+
+pub(crate) fn kill(pid: Pid, signal: Signal) {
+    if let Ok(pidfd) = Pidfd::open(pid) {
+        let _ = pidfd.send_signal(signal);
+    }
+}
+
+pub(crate) fn wait_gone(pid: Pid, who: &str) {
+    let deadline = Instant::now() + WATCHDOG;
+    while !gone(pid) {
+        assert!(Instant::now() < deadline, "{who} (process {}) does not end:\n{}", pid.get(), state(pid.get() as u32));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn children(pid: Pid) -> Vec<Pid> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.get())).into_iter().flatten().filter_map(Result::ok);
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid).collect::<Vec<_>>())
+        .collect()
+}
+
+pub(crate) struct Victim {
+    pub(crate) player: Player,
+    pub(crate) helper: Pid,
+}
+
+/// A broker with its guardian.
+pub(crate) struct Stage<'a> {
+    image: &'a Image,
+    pub(crate) broker: Player,
+    pub(crate) guardian: Pid,
+    pub(crate) address: String,
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) fn new(image: &'a Image) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg("--broker");
+        let broker = Player::start(command, "broker".to_owned());
+        let address = broker.hear();
+        let guardian = *children(broker.pid()).first().expect("the broker has a guardian");
+        Self { image, broker, guardian, address }
+    }
+
+    pub(crate) fn command(&self, role: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg(role);
+        command.env("LD_PRELOAD", &self.image.image);
+        command.env("PAGEFOLD_AGENT", format!("{}:{}", self.address, self.image.sites.display()));
+        command
+    }
+
+    pub(crate) fn victim(&self, name: &str) -> Victim {
+        let player = Player::start(self.command("--victim"), name.to_owned());
+        let ready = player.hear();
+        let helper = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).map(Pid).expect("a helper's pid");
+        assert_ne!(helper, Pid(0), "no helper came up");
+        Victim { player, helper }
+    }
+
+    /// Ends the broker, if it lives, and looks for processes that are left.
+    pub(crate) fn end(mut self, helpers: &[Pid]) {
+        if self.broker.child.try_wait().unwrap().is_none() {
+            assert!(self.broker.end().success(), "the broker ends in order");
+        }
+        wait_gone(self.guardian, "the guardian");
+        helpers.iter().for_each(|helper| wait_gone(*helper, "a helper"));
+        signals::reap_others(Pid(0));
+        let left: Vec<Pid> = children(Pid::this()).into_iter().filter(|pid| !gone(*pid)).collect();
+        assert!(left.is_empty(), "processes are left: {left:?}");
+    }
+
+    /// One death, with a victim for each step. Returns how many came to their step.
+    pub(crate) fn round(mut self, kind: Kind, death: Death, steps: &[u64]) -> usize {
+        let mut victims: Vec<Victim> =
+            steps.iter().map(|step| self.victim(&format!("victim at step {step} of {kind:?}"))).collect();
+        let number = match kind {
+            Kind::Plain => 1,
+            Kind::Zero => 2,
+            Kind::Diverged => 3,
+            Kind::Unmerge => 5,
+        };
+        let begin = if kind == Kind::Zero { "zero" } else { "fill" };
+        if matches!(kind, Kind::Diverged | Kind::Unmerge) {
+            for victim in &mut victims {
+                victim.player.ask("fill");
+            }
+            for victim in &mut victims {
+                assert_eq!(victim.player.ask("merged"), "merged", "{}", self.broker.ask("summary"));
+            }
+        }
+        for (victim, step) in victims.iter_mut().zip(steps) {
+            victim.player.ask(&format!("arm {number} {step}"));
+        }
+        let order = match kind {
+            Kind::Plain | Kind::Zero => begin,
+            Kind::Diverged => "diverge",
+            Kind::Unmerge => "unmerge",
+        };
+        victims.iter_mut().for_each(|victim| victim.player.send(order));
+        let stopped = arrived(&victims);
+        let helpers: Vec<Pid> = victims.iter().map(|victim| victim.helper).collect();
+        let all = |signal: Signal| helpers.iter().for_each(|helper| kill(*helper, signal));
+        let victim_order = match death {
+            Death::VictimExits => Some("exit"),
+            Death::VictimExecs => Some("exec"),
+            Death::VictimCrashes => Some("crash"),
+            Death::VictimKilled | Death::VictimKilledHelperToo => Some("kill"),
+            _ => None,
+        };
+        match death {
+            Death::Helper => all(Signal::KILL),
+            Death::HelperBroker => {
+                all(Signal::KILL);
+                kill(self.broker.pid(), Signal::KILL);
+            }
+            Death::BrokerHelper => {
+                kill(self.broker.pid(), Signal::KILL);
+                std::thread::sleep(Duration::from_millis(60));
+                all(Signal::KILL);
+            }
+            Death::HelperGuardian => {
+                kill(self.guardian, Signal::KILL);
+                all(Signal::KILL);
+            }
+            Death::BrokerGuardian => {
+                kill(self.guardian, Signal::KILL);
+                kill(self.broker.pid(), Signal::KILL);
+                wait_gone(self.broker.pid(), "the broker");
+                all(Signal::CONT);
+            }
+            Death::Broker => {
+                kill(self.broker.pid(), Signal::KILL);
+                std::thread::sleep(Duration::from_millis(60));
+                all(Signal::CONT);
+            }
+            Death::Guardian => {
+                kill(self.guardian, Signal::KILL);
+                all(Signal::CONT);
+            }
+            _ => {}
+        }
+        match victim_order {
+            None => victims.iter_mut().zip(steps).for_each(|(victim, step)| {
+                assert_eq!(victim.player.hear(), "done");
+                let answer = victim.player.ask("finish");
+                assert!(answer.starts_with("fine "), "step {step} of {kind:?}, {death:?}: {answer}");
+                assert!(victim.player.end().success());
+            }),
+            Some(order) => {
+                for victim in &mut victims {
+                    if order == "kill" {
+                        kill(victim.player.pid(), Signal::KILL);
+                    } else {
+                        // It may be waiting on a frozen page with the first order: then this one comes too late.
+                        victim.player.send(order);
+                    }
+                }
+                if order != "kill" {
+                    // The main thread of a victim may itself wait for a page.
+                    std::thread::sleep(Duration::from_millis(300));
+                    all(Signal::CONT);
+                }
+                for victim in &mut victims {
+                    let status = victim.player.end();
+                    let right = match order {
+                        "exit" => status.code() == Some(42),
+                        "exec" => status.code() == Some(43),
+                        "crash" => status.signal() == Some(11),
+                        _ => status.signal() == Some(9),
+                    };
+                    assert!(right, "{death:?} in {kind:?}: {status}");
+                }
+                if death == Death::VictimKilledHelperToo { all(Signal::KILL) } else { all(Signal::CONT) }
+            }
+        }
+        drop(victims);
+        self.end(&helpers);
+        stopped
+    }
+}
+
+/// Waits until the helpers stand still, or have nothing more to do.
+fn arrived(victims: &[Victim]) -> usize {
+    let deadline = Instant::now() + ARRIVE;
+    let mut quiet = Instant::now();
+    let mut before = 0;
+    loop {
+        let stopped = victims.iter().filter(|victim| letter(victim.helper) == Some('T')).count();
+        if stopped != before {
+            (before, quiet) = (stopped, Instant::now());
+        }
+        // Those that are late have plans that are shorter.
+        let enough = stopped > 0 && quiet.elapsed() > Duration::from_millis(1500);
+        if stopped == victims.len() || enough || Instant::now() > deadline {
+            return stopped;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
