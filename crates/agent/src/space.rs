@@ -222,6 +222,7 @@ impl AddressSpace for Space {
 
     fn page_states(&mut self, start: u64, states: &mut [PageState]) -> bool {
         const PRESENT: u64 = 1 << 63;
+        const SWAPPED: u64 = 1 << 62;
         const FILE: u64 = 1 << 61;
         const EXCLUSIVE: u64 = 1 << 56;
         let mut entries = [0_u64; 64];
@@ -235,7 +236,9 @@ impl AddressSpace for Space {
                 return false;
             }
             for (state, entry) in chunk.iter_mut().zip(entries) {
-                *state = if entry & PRESENT == 0 {
+                *state = if entry & SWAPPED != 0 {
+                    PageState::Swapped
+                } else if entry & PRESENT == 0 {
                     PageState::Absent
                 } else if entry & FILE != 0 {
                     PageState::File
@@ -247,6 +250,10 @@ impl AddressSpace for Space {
             }
         }
         true
+    }
+
+    fn scratch_states(&mut self, kind: FreezeKind, states: &mut [PageState]) -> bool {
+        self.page_states(self.slot(kind, 0), states)
     }
 
     fn mark(&self, address: u64) -> Mark {
