@@ -391,6 +391,12 @@ impl AddressSpace for Space {
         let mut whole = true;
         while done < bytes(pages) {
             let (address, source) = (pages.start + done, from + done);
+            let mut state = [PageState::Exclusive];
+            // A page that was freed lazily can vanish meanwhile. Reading its slot would wait for ever.
+            if kind == FreezeKind::Move && self.page_states(source, &mut state) && state[0] == PageState::Absent {
+                done += PAGE;
+                continue;
+            }
             if !self.copy_back(address, source) && !self.put_anew(address, source) {
                 whole = false;
             }
