@@ -1,0 +1,38 @@
+//! What must not change for a process whose memory is merged: one test for each way in which it could.
+//!
+//! Every test starts a broker of its own and *victims*: this same binary, executed anew with the agent inside
+//! (`VICTIM=name`). A victim merges some of its memory with equal pages, does the hazardous thing, and checks every
+//! byte; the test asserts that it survived and that pages really were merged. A watchdog turns a hang into a failure.
+//!
+//! The letters and numbers in the tests' docs (D1, H3, D-5...) are those of the project's hazard list: D data loss,
+//! C crashes, H hangs, V visible differences, with a dash: defects that an integrated prototype had.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(missing_docs, reason = "tests")]
+
+mod advices;
+mod stand;
+mod table;
+mod victim;
+
+use victim::Victim;
+
+/// Everything that a victim can be.
+const VICTIMS: [&[Victim]; 2] = [advices::VICTIMS, table::VICTIMS];
+
+/// Runs before `main`, on the main thread: a victim never reaches the test harness.
+#[unsafe(link_section = ".init_array")]
+#[used]
+static BE_A_VICTIM: extern "C" fn() = be_a_victim;
+
+extern "C" fn be_a_victim() {
+    let Ok(name) = std::env::var("VICTIM") else { return };
+    let Some((_, run)) = VICTIMS.iter().copied().flatten().find(|(victim, _)| *victim == name) else {
+        eprintln!("there is no victim {name}");
+        // SAFETY: ends the process.
+        unsafe { libc::_exit(2) };
+    };
+    // SAFETY: a second watchdog, for when the test is killed.
+    unsafe { libc::alarm(90) };
+    victim::end_with(run);
+}
