@@ -13,7 +13,7 @@ use abi::control::{Control, check, journal};
 use kernel::refcheck::BpfCheck;
 use kernel::sched::{Policy, set_policy};
 use kernel::{
-    Event, Pagemap, PagemapEntry, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, page_size, pidfd, remote,
+    Event, MemoryFile, Pagemap, PagemapEntry, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, page_size, pidfd,
 };
 
 use crate::error::BrokerError;
@@ -29,6 +29,9 @@ pub(crate) struct Attended {
     pub(crate) control: SharedMap<Control>,
     pub(crate) uffd: Uffd,
     pub(crate) grounds: Grounds,
+    /// The address space itself: what the process executes later, or who gets its number, is nothing of it.
+    pub(crate) memory: MemoryFile,
+    pub(crate) pagemap: Pagemap,
     pub(crate) over: AtomicBool,
 }
 
@@ -139,10 +142,8 @@ pub(crate) fn fill_child(attended: &Attended, child: &Uffd) {
         journal::DIVERGED => attended.grounds.diverged_scratch,
         _ => return,
     };
-    let pid = attended.grounds.pid;
-    let Ok(pagemap) = Pagemap::open(pid) else { return };
     let mut entries = [PagemapEntry(0); BATCH_MAX];
-    if !pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
+    if !attended.pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
         return;
     }
     let mut buffer = vec![0; usize::try_from(page_size()).expect("a page is small")];
@@ -156,7 +157,7 @@ pub(crate) fn fill_child(attended: &Attended, child: &Uffd) {
         let at =
             if entry.present() { scratch.checked_add(kernel::PageCount(slot as u64).bytes()) } else { Some(source) };
         let Some(at) = at else { continue };
-        if remote::read(pid, at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
+        if attended.memory.read(at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
             let _ = copy(child, source, &buffer);
         }
     }

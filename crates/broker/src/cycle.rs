@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use kernel::remote::{ReadOutcome, read_ranges};
-use kernel::{Category, Pagemap, Pid, Range, Region, ScanRequest, Vaddr, page_size};
+use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, Vaddr, page_size};
 use page::{CandidateIndex, Fingerprint, Kind, Location, PageNumber, PageRange, Place, Sighting, Spans, is_zero};
-use store::{FillBuffer, FillRequest, Partition, ProcessPage, read_processes};
+use store::{FillBuffer, FillRequest, PageReads, Partition};
 
 use crate::order::{Item, Task};
 
@@ -20,13 +19,14 @@ pub(crate) struct Findings {
     /// For each member (by index) the pages with what to do.
     pub(crate) items: HashMap<u32, Vec<Item>>,
     /// Contents that two pages have and the store does not: copied from the first page named.
-    fills: Vec<(Fingerprint, ProcessPage)>,
+    fills: Vec<(Fingerprint, Location)>,
     /// Which fill a content is.
     fill_of: HashMap<Fingerprint, usize>,
     /// Pages that wait for a fill.
     takers: Vec<(Location, usize)>,
-    /// Zero pages whose program may be about to use them: they are looked at again.
-    pub(crate) zero_waiting: Vec<PageNumber>,
+    /// Pages that are looked at again: zero pages whose program may be about to use them, and those that could not be
+    /// read at this moment.
+    pub(crate) once_more: Vec<PageNumber>,
     pub(crate) pages_read: u64,
     pub(crate) zero_pages: u64,
 }
@@ -53,8 +53,9 @@ pub(crate) struct Eyes {
 /// Pages of one member that are to be looked at.
 pub(crate) struct Look<'a> {
     pub(crate) owner: u32,
-    /// Whom to read: the helper, which shares the member's memory.
-    pub(crate) reader: Pid,
+    /// The member's memory. Never read in a way that could wait: a page may be frozen, by a helper that is dead or by
+    /// a program that means no good.
+    pub(crate) memory: &'a MemoryFile,
     pub(crate) pagemap: &'a Pagemap,
     /// Id of the area's first page, and its number.
     pub(crate) first: (page::PageId, PageNumber),
@@ -120,14 +121,14 @@ fn look_at(
     if eyes.buffer.len() < len {
         eyes.buffer.resize(len, 0);
     }
-    let read = match read_ranges(look.reader, &[piece], &mut eyes.buffer[..len]) {
+    let read = match look.memory.read(piece.start(), &mut eyes.buffer[..len]) {
         Ok(ReadOutcome::Gone) => return false,
-        Ok(outcome) => outcome.bytes().get() as usize,
+        Ok(outcome) => outcome.bytes().get() as usize / size,
         Err(_) => return false,
     };
-    findings.pages_read += (read / size) as u64;
+    findings.pages_read += read as u64;
     let first_page = PageNumber(piece.start().page_index());
-    let contents: Vec<Option<Fingerprint>> = eyes.buffer[..read]
+    let contents: Vec<Option<Fingerprint>> = eyes.buffer[..read * size]
         .chunks_exact(size)
         .map(|page| (!is_zero(page)).then(|| partition.secret().fingerprint(page)))
         .collect();
@@ -146,7 +147,7 @@ fn look_at(
                 let task = if diverged { Task::RetakeZero } else { Task::DropZero };
                 push(findings, look.owner, number, task);
             } else {
-                findings.zero_waiting.push(number);
+                findings.once_more.push(number);
             }
             at += 1;
             continue;
@@ -174,7 +175,16 @@ fn look_at(
         seek(look, number, content, eyes, findings);
         at += 1;
     }
-    true
+    if read * size == len {
+        return true;
+    }
+    // A page that is gone, or frozen: what lies behind it can be read.
+    findings.once_more.push(first_page.offset(read as u64));
+    let behind = piece.start().checked_add(kernel::PageCount(read as u64 + 1).bytes());
+    match behind.and_then(|start| Range::new(start, piece.end()).ok()).filter(|rest| !rest.is_empty()) {
+        Some(rest) => look_at(look, rest, is_huge, huge, eyes, partition, findings),
+        None => true,
+    }
 }
 
 fn push(findings: &mut Findings, owner: u32, page: PageNumber, task: Task) {
@@ -194,7 +204,7 @@ fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Ey
         Sighting::Candidate(other) => match eyes.spans.locate(other) {
             Some(there) if there != here => {
                 let fill = findings.fills.len();
-                findings.fills.push((content, ProcessPage { pid: look.reader, page: number }));
+                findings.fills.push((content, here));
                 findings.fill_of.insert(content, fill);
                 findings.takers.push((there, fill));
                 findings.takers.push((here, fill));
@@ -209,25 +219,27 @@ fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Ey
 
 /// Copies into the store what has twins, and turns those who wait for it into items. `kind_of` tells whether a page is
 /// plain or diverged, `None` if it is not managed any more.
-pub(crate) fn fill(
+pub(crate) fn fill<'a>(
     eyes: &mut Eyes,
     partition: &mut Partition,
     findings: &mut Findings,
+    memory_of: impl Fn(u32) -> Option<&'a MemoryFile>,
     mut kind_of: impl FnMut(Location) -> Option<Kind>,
 ) -> bool {
     let size = page_size();
-    let mut before: Option<ProcessPage> = None;
-    let requests: Vec<FillRequest<ProcessPage>> = findings
+    let mut before: Option<Location> = None;
+    let requests: Vec<FillRequest<Location>> = findings
         .fills
         .drain(..)
         .map(|(fingerprint, source)| {
-            let continues = before.is_some_and(|before| before.pid == source.pid && before.page.next() == source.page);
+            let continues = before.is_some_and(|before| before.owner == source.owner && before.page.next() == source.page);
             before = Some(source);
             FillRequest { fingerprint, source, continues }
         })
         .collect();
     findings.fill_of.clear();
-    let report = partition.fill(&mut eyes.fill_buffer, &requests, read_processes);
+    let read = |requests: &[FillRequest<Location>], reads: &mut PageReads<'_>| read_members(requests, reads, &memory_of);
+    let report = partition.fill(&mut eyes.fill_buffer, &requests, read);
     for (taker, fill) in findings.takers.drain(..) {
         let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else { continue };
         let content = requests[fill].fingerprint;
@@ -240,6 +252,32 @@ pub(crate) fn fill(
         findings.items.entry(taker.owner).or_default().push(item);
     }
     report.stopped.is_none()
+}
+
+/// Reads pages of members for a fill, with one call for all neighbours. Pages that cannot be read stay unread.
+fn read_members<'a>(
+    requests: &[FillRequest<Location>],
+    reads: &mut PageReads<'_>,
+    memory_of: &impl Fn(u32) -> Option<&'a MemoryFile>,
+) {
+    let size = page_size();
+    let mut at = 0;
+    for run in requests.chunk_by(|before, after| {
+        before.source.owner == after.source.owner && before.source.page.next() == after.source.page
+    }) {
+        let mut from = 0;
+        while from < run.len()
+            && let Some(memory) = memory_of(run[0].source.owner)
+        {
+            let start = Vaddr(run[from].source.page.address(size));
+            let Ok(outcome) = memory.read(start, reads.slots(at + from, run.len() - from)) else { break };
+            let read = (outcome.bytes().get() / size) as usize;
+            reads.mark(at + from, read);
+            // The page at which it stopped is not there; those behind it may be.
+            from += read + 1;
+        }
+        at += run.len();
+    }
 }
 
 /// Twins found in each huge page, by the number of its first page.

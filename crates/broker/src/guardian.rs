@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use abi::control::Control;
-use kernel::{Event, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
+use kernel::{Event, MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
 
 use crate::attendant::{Attended, fill_child};
 use crate::member::Member;
@@ -106,11 +106,18 @@ pub fn run(link: OwnedFd) -> usize {
 }
 
 fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<OwnedFd>) -> Option<Ward> {
-    let (helper, uffd, control) = (fds.pop()?, fds.pop()?, fds.pop()?);
+    let (memory, helper, uffd, control) = (fds.pop()?, fds.pop()?, fds.pop()?, fds.pop()?);
     let control = SharedMap::<Control>::map(control.as_fd()).ok()?;
     let pid = Pid(i32::try_from(pid).ok()?);
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
-    let attended = Attended { control, uffd: Uffd::from_owned_fd(uffd).ok()?, grounds, over: AtomicBool::new(false) };
+    let attended = Attended {
+        control,
+        uffd: Uffd::from_owned_fd(uffd).ok()?,
+        grounds,
+        memory: MemoryFile::from_owned_fd(memory, pid),
+        pagemap: Pagemap::open(pid).ok()?,
+        over: AtomicBool::new(false),
+    };
     Some(Ward { index, attended: Arc::new(attended), helper: Pidfd::from_owned_fd(helper) })
 }
 
@@ -125,5 +132,5 @@ fn look_after(ward: &Ward) {
             }
         }
     }
-    recover(&ward.attended.control, &ward.attended.uffd, ward.attended.grounds);
+    recover(&ward.attended);
 }

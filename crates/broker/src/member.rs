@@ -1,5 +1,6 @@
 //! A member: a process whose helper has introduced itself.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::BpfCheck;
 use kernel::{
-    MemfdError, Pid, Pidfd, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr,
-    futex_wake, maps, memfd, status,
+    MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd,
+    UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
@@ -38,6 +39,8 @@ pub(crate) enum Refused {
     Version { version: u32 },
     #[error("process {member} does not have its control area mapped where it says")]
     NotInMember { member: Pid },
+    #[error("it lives in a process namespace that cannot be seen from here")]
+    OtherNamespace,
     #[error("it broke off or sent something else")]
     Broken,
     #[error(
@@ -92,6 +95,16 @@ pub(crate) struct Member {
 impl Member {
     pub(crate) fn control(&self) -> &Control {
         &self.attended.control
+    }
+
+    /// What its attendants share.
+    pub(crate) fn attended(&self) -> Arc<Attended> {
+        Arc::clone(&self.attended)
+    }
+
+    /// The memory and what is known of it.
+    pub(crate) fn read(&mut self) -> (&MemoryFile, &mut View) {
+        (&self.attended.memory, &mut self.view)
     }
 
     /// The userfaultfd and what it watches.
@@ -156,12 +169,17 @@ impl Member {
         }
         self.attendants = None;
         self.busy_since = None;
-        recover(&self.attended.control, &self.attended.uffd, self.attended.grounds)
+        recover(&self.attended)
     }
 
     /// What a guardian needs.
-    pub(crate) fn for_guardian(&self) -> (Grounds, [BorrowedFd<'_>; 3]) {
-        let fds = [self.control_fd.as_fd(), self.attended.uffd.as_fd(), self.helper_pidfd.as_fd()];
+    pub(crate) fn for_guardian(&self) -> (Grounds, [BorrowedFd<'_>; 4]) {
+        let fds = [
+            self.control_fd.as_fd(),
+            self.attended.uffd.as_fd(),
+            self.helper_pidfd.as_fd(),
+            self.attended.memory.as_fd(),
+        ];
         (self.attended.grounds, fds)
     }
 }
@@ -195,6 +213,10 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     if version != control::VERSION {
         return Err(Refused::Version { version });
     }
+    if peer.pid.get() <= 0 {
+        // From a process namespace that is not ours: 0 would mean this very process wherever it is used.
+        return Err(Refused::OtherNamespace);
+    }
     let control_fd = fds.pop().ok_or(Refused::Broken)?;
     let area = SharedMap::<Control>::map(control_fd.as_fd()).map_err(Refused::kernel)?;
     let pid = Pid(i32::try_from(member).map_err(|_too_large| Refused::Broken)?);
@@ -209,6 +231,16 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     }
     if !maps_here(pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? {
         return Err(Refused::NotInMember { member: pid });
+    }
+    // Opened first: whatever the helper executes later, these stay with the memory that is compared here.
+    let memory = MemoryFile::open(peer.pid).map_err(Refused::kernel)?;
+    let pagemap = Pagemap::open(peer.pid).map_err(Refused::kernel)?;
+    match task::kcmp_vm(pid, peer.pid) {
+        Ok(Ordering::Equal) => {}
+        // A kernel without kcmp: then the helper has it mapped there as well.
+        Err(ProcError::NotSupported { .. })
+            if maps_here(peer.pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? => {}
+        _ => return Err(Refused::NotInMember { member: pid }),
     }
 
     let welcome = Message::Welcome { device: u32::from(host.device.is_some()) };
@@ -228,7 +260,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     send(&link, Message::Ready { move_pages: true, minor }, &[])?;
 
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
-    let attended = Arc::new(Attended { control: area, uffd, grounds, over: AtomicBool::new(false) });
+    let attended = Arc::new(Attended { control: area, uffd, grounds, memory, pagemap, over: AtomicBool::new(false) });
     let exact_check = host.check.is_some();
     let attendants =
         Attendants::start(&attended, peer.pid, host.check, host.priority, events).map_err(Refused::kernel)?;

@@ -15,8 +15,10 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use abi::BATCH_MAX;
-use abi::control::{Control, ask, journal};
-use kernel::{CopyOutcome, Pagemap, PagemapEntry, Pid, Range, Uffd, Vaddr, futex_wake, maps, page_size, remote};
+use abi::control::{ask, journal};
+use kernel::{CopyOutcome, PagemapEntry, Pid, Range, Uffd, Vaddr, futex_wake, maps, page_size};
+
+use crate::attendant::Attended;
 
 /// What a recovery needs to know of a member; taken when the helper introduced itself, not from the control area.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +43,9 @@ pub(crate) struct Recovered {
 }
 
 /// Gives back what a dead helper held, and opens its gate. The helper must be known to be dead.
-pub(crate) fn recover(control: &Control, uffd: &Uffd, grounds: Grounds) -> Recovered {
+pub(crate) fn recover(attended: &Attended) -> Recovered {
     let mut done = Recovered::default();
+    let (control, uffd, grounds) = (&*attended.control, &attended.uffd, attended.grounds);
     let journal = &control.journal;
     let scratch = match journal.state.load(SeqCst) {
         journal::PLAIN => Some(grounds.scratch),
@@ -50,7 +53,7 @@ pub(crate) fn recover(control: &Control, uffd: &Uffd, grounds: Grounds) -> Recov
         _ => None,
     };
     if let Some(scratch) = scratch {
-        give_back(control, uffd, grounds.pid, scratch, &mut done);
+        give_back(attended, scratch, &mut done);
         let window = (journal.window_start.load(SeqCst), journal.window_end.load(SeqCst));
         release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
         journal.state.store(journal::IDLE, SeqCst);
@@ -64,26 +67,24 @@ pub(crate) fn recover(control: &Control, uffd: &Uffd, grounds: Grounds) -> Recov
     done
 }
 
-fn give_back(control: &Control, uffd: &Uffd, pid: Pid, scratch: Vaddr, done: &mut Recovered) {
-    let Ok(pagemap) = Pagemap::open(pid) else { return };
+fn give_back(attended: &Attended, scratch: Vaddr, done: &mut Recovered) {
     let mut entries = [PagemapEntry(0); BATCH_MAX];
-    if !pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
+    if !attended.pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
         return;
     }
     let mut buffer = vec![0; usize::try_from(page_size()).expect("a page is small")];
     for (slot, entry) in entries.iter().enumerate() {
-        // A page that is not there must not be read: it would be waited for.
-        let source = Vaddr(control.journal.source[slot].load(SeqCst));
+        let source = Vaddr(attended.control.journal.source[slot].load(SeqCst));
         let offset = kernel::PageCount(slot as u64).bytes();
         if !(entry.present() || entry.swapped()) || source.get() == 0 || !source.is_page_aligned() {
             continue;
         }
         let Some(at) = scratch.checked_add(offset) else { continue };
-        if !remote::read(pid, at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
+        if !attended.memory.read(at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
             done.lost += 1;
             continue;
         }
-        match copy(uffd, source, &buffer) {
+        match copy(&attended.uffd, source, &buffer) {
             CopyOutcome::Done => done.pages += 1,
             CopyOutcome::Exists | CopyOutcome::Gone => done.in_place += 1,
             CopyOutcome::Again { .. } => done.lost += 1,

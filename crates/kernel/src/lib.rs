@@ -1,6 +1,6 @@
 //! Every kernel interface that pagefold uses, behind safe functions, and the probe that tells which of them work here.
 //!
-//! * What a process has in memory: [`maps`], [`smaps`], [`pagemap`] (with PAGEMAP_SCAN), [`remote`] (its content).
+//! * What a process has in memory: [`maps`], [`smaps`], [`pagemap`] (with PAGEMAP_SCAN), [`remote`] and [`memory_file`] (its content).
 //! * What is done to it: [`uffd`] (freeze, track writes, give pages back), [`memfd`], [`ksm_sysfs`].
 //! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
 //! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
@@ -39,6 +39,7 @@ pub mod ksm_sysfs;
 pub mod launch;
 pub mod maps;
 pub mod memfd;
+pub mod memory_file;
 pub mod owned_memory;
 pub mod pagemap;
 pub mod pidfd;
@@ -64,6 +65,7 @@ pub use ksm_sysfs::{KsmCounters, KsmError, KsmStat, KsmSysfs};
 pub use launch::{Launch, LaunchError, Launched};
 pub use maps::{MapsFile, MapsReader, Vma};
 pub use memfd::MemfdError;
+pub use memory_file::MemoryFile;
 pub use owned_memory::OwnedMemory;
 pub use pagemap::{Category, Pagemap, PagemapEntry, PagemapError, Region, ScanEnd, ScanRequest};
 pub use pidfd::{Pidfd, PidfdError};

@@ -77,13 +77,13 @@ impl Broker {
         findings: &mut Findings,
     ) -> bool {
         let Some(member) = self.members.iter_mut().find(|member| member.index == owner) else { return false };
-        let reader = member.helper;
-        let Some(area) = member.view.area_of(pages.start) else { return true };
+        let (memory, view) = member.read();
+        let Some(area) = view.area_of(pages.start) else { return true };
         let first = (area.first, area.ages.range().start);
-        let this = Look { owner, reader, pagemap, first, ages: &area.ages, zero_patience, spare_huge };
+        let this = Look { owner, memory, pagemap, first, ages: &area.ages, zero_patience, spare_huge };
         let seen = look(&this, pages, &mut self.eyes, &self.partition, findings);
         // Whatever turned out not to be there is not worth another look until it is written.
-        let mut waiting = findings.zero_waiting.drain(..).peekable();
+        let mut waiting = findings.once_more.drain(..).peekable();
         for page in pages.iter() {
             if waiting.next_if_eq(&page).is_none() {
                 area.ages.looked(page);
@@ -98,12 +98,15 @@ impl Broker {
         if findings.is_empty() {
             return;
         }
+        let attended: HashMap<u32, _> =
+            self.members.iter().map(|member| (member.index, member.attended())).collect();
+        let memory_of = |owner: u32| attended.get(&owner).map(|attended| &attended.memory);
         let members = &mut self.members;
         let kind_of = |location: Location| {
             let member = members.iter_mut().find(|member| member.index == location.owner)?;
             Some(member.view.area_of(location.page)?.ages.age(location.page)?.kind)
         };
-        fill(&mut self.eyes, &mut self.partition, findings, kind_of);
+        fill(&mut self.eyes, &mut self.partition, findings, memory_of, kind_of);
         let owners: Vec<u32> = findings.items.keys().copied().collect();
         for owner in owners {
             let items = findings.items.remove(&owner).unwrap_or_default();
@@ -113,7 +116,7 @@ impl Broker {
         self.pump(report);
     }
 
-    fn note_segments(&mut self, items: &[Item]) {
+    pub(super) fn note_segments(&mut self, items: &[Item]) {
         for item in items {
             let (Task::Merge(place, _) | Task::Retake(place, _)) = item.task else { continue };
             if self.inode_of.contains_key(&place.segment) {
