@@ -4,7 +4,7 @@
 //! capability (it would keep those that the program gives up later) and lets the kernel refuse every call but the few
 //! that a batch consists of. The filter binds this process only; the program's threads are not touched.
 
-use crate::sys::{nr, sys};
+use crate::sys::{self, nr, sys};
 
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
@@ -14,7 +14,7 @@ const KILL_PROCESS: u32 = 0x8000_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
 /// The calls of a batch, of the doorbell and of the socket.
-const ALLOWED: [u64; 21] = [
+const ALLOWED: [u64; 19] = [
     nr::IOCTL,
     nr::MMAP,
     nr::MUNMAP,
@@ -27,11 +27,9 @@ const ALLOWED: [u64; 21] = [
     nr::PREAD64,
     nr::FSTAT,
     nr::CLOSE,
-    nr::PROCESS_VM_READV,
     nr::CLOCK_GETTIME,
     nr::SCHED_YIELD,
     nr::NANOSLEEP,
-    nr::KILL,
     nr::GETPID,
     nr::GETTID,
     nr::EXIT,
@@ -51,27 +49,50 @@ struct Instruction {
 const LOAD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;
 const RETURN: u16 = 0x06;
-const LEN: usize = 3 + ALLOWED.len() + 2;
+const JUMPS: usize = 5;
+const LEN: usize = JUMPS + ALLOWED.len() + 6;
+/// Offsets in `struct seccomp_data`; of arguments the lower halves, as the kernel takes them.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const FIRST_ARGUMENT: u32 = 16;
+const SECOND_ARGUMENT: u32 = 24;
 
-const fn program() -> [Instruction; LEN] {
-    let mut program = [Instruction { code: RETURN, if_true: 0, if_false: 0, k: KILL_PROCESS }; LEN];
-    // seccomp_data: the number at 0, the architecture at 4.
-    program[0] = Instruction { code: LOAD, if_true: 0, if_false: 0, k: 4 };
-    program[1] = Instruction { code: JUMP_EQUAL, if_true: 0, if_false: (LEN - 3) as u8, k: AUDIT_ARCH_X86_64 };
-    program[2] = Instruction { code: LOAD, if_true: 0, if_false: 0, k: 0 };
-    let mut index = 0;
-    while index < ALLOWED.len() {
-        let to_allow = (ALLOWED.len() - 1 - index) as u8;
-        // The last one falls through to the refusal behind the permission.
-        let if_false = if index + 1 == ALLOWED.len() { 1 } else { 0 };
-        program[3 + index] = Instruction { code: JUMP_EQUAL, if_true: to_allow, if_false, k: ALLOWED[index] as u32 };
-        index += 1;
-    }
-    program[LEN - 2] = Instruction { code: RETURN, if_true: 0, if_false: 0, k: ALLOW };
-    program
+const fn load(offset: u32) -> Instruction {
+    Instruction { code: LOAD, if_true: 0, if_false: 0, k: offset }
 }
 
-static PROGRAM: [Instruction; LEN] = program();
+/// Compares in the instruction at `at`, and goes on at one of two later ones.
+const fn jump_if(at: usize, value: u32, if_equal: usize, otherwise: usize) -> Instruction {
+    Instruction { code: JUMP_EQUAL, if_true: (if_equal - at - 1) as u8, if_false: (otherwise - at - 1) as u8, k: value }
+}
+
+/// The filter for the process `own`. Two calls are let through by their arguments, since the helper may have the user
+/// id that the program had before it gave it up: memory is read of itself only, and signals are sent to itself, or are
+/// no signals (0, whether a thread lives).
+const fn program(own: u32) -> [Instruction; LEN] {
+    let signal = JUMPS + ALLOWED.len();
+    let target = signal + 2;
+    let (allow, refuse) = (LEN - 2, LEN - 1);
+    let mut program = [Instruction { code: RETURN, if_true: 0, if_false: 0, k: KILL_PROCESS }; LEN];
+    program[0] = load(ARCHITECTURE);
+    program[1] = jump_if(1, AUDIT_ARCH_X86_64, 2, refuse);
+    program[2] = load(NUMBER);
+    program[3] = jump_if(3, nr::KILL as u32, signal, 4);
+    program[4] = jump_if(4, nr::PROCESS_VM_READV as u32, target, 5);
+    let mut index = 0;
+    while index < ALLOWED.len() {
+        let at = JUMPS + index;
+        let next = if index + 1 == ALLOWED.len() { refuse } else { at + 1 };
+        program[at] = jump_if(at, ALLOWED[index] as u32, allow, next);
+        index += 1;
+    }
+    program[signal] = load(SECOND_ARGUMENT);
+    program[signal + 1] = jump_if(signal + 1, 0, allow, target);
+    program[target] = load(FIRST_ARGUMENT);
+    program[target + 1] = jump_if(target + 1, own, allow, refuse);
+    program[allow] = Instruction { code: RETURN, if_true: 0, if_false: 0, k: ALLOW };
+    program
+}
 
 /// Drops capabilities and installs the filter. `false` if the filter could not be had: then the helper must not serve.
 pub(crate) fn drop_privileges() -> bool {
@@ -83,7 +104,56 @@ pub(crate) fn drop_privileges() -> bool {
     if unsafe { sys!(nr::PRCTL, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return false;
     }
-    let filter = [LEN as u64, PROGRAM.as_ptr() as u64];
+    let program = program(sys::getpid());
+    let filter = [LEN as u64, program.as_ptr() as u64];
     // SAFETY: the kernel reads a sock_fprog (its length in the first two bytes) and the program.
     unsafe { sys!(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, 0, filter.as_ptr() as u64) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a child ends that drops its privileges and then makes one call.
+    fn end_of(number: u64, first: u64, second: u64) -> i32 {
+        // SAFETY: the child makes system calls only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let first = if first == 0 { sys::getpid().into() } else { first };
+            let word = 7_u64;
+            let (local, remote) = ([(&raw const word) as u64, 0], [(&raw const word) as u64, 0]);
+            if drop_privileges() {
+                // SAFETY: looks or signals as the test says; the vectors of a read are empty.
+                unsafe {
+                    match number {
+                        nr::PROCESS_VM_READV => {
+                            sys!(number, first, local.as_ptr() as u64, 1, remote.as_ptr() as u64, 1, 0)
+                        }
+                        _ => sys!(number, first, second),
+                    };
+                    sys!(nr::EXIT_GROUP, 0);
+                }
+            }
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(1) };
+        }
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        status
+    }
+
+    #[test]
+    fn the_helper_reads_and_signals_nobody_but_itself() {
+        let parent = u64::from(sys::getpid());
+        let killed = |status: i32| libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS;
+        let cont = libc::SIGCONT as u64;
+        assert_eq!(end_of(nr::KILL, parent, 0), 0, "looking whether somebody lives");
+        assert_eq!(end_of(nr::KILL, 0, cont), 0, "a signal to itself");
+        assert!(killed(end_of(nr::KILL, parent, cont)), "a signal to somebody else");
+        assert_eq!(end_of(nr::PROCESS_VM_READV, 0, 0), 0, "its own memory");
+        assert!(killed(end_of(nr::PROCESS_VM_READV, parent, 0)), "somebody else's memory");
+        assert_eq!(end_of(nr::GETTID, 1, 1), 0, "an ordinary call");
+        assert!(killed(end_of(nr::BRK, 0, 0)), "a call that no batch makes");
+    }
 }
