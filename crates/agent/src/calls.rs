@@ -74,16 +74,16 @@ fn handle(call: &Registers) -> i64 {
         nr::MPROTECT | nr::PKEY_MPROTECT => {
             changed(call, given, |keep| keep.with((call.rdx & u64::from(Keep::PROT)) as u8, Keep::PROT))
         }
-        nr::MLOCK | nr::MLOCK2 | nr::MSEAL => {
-            changed(call, given.map(|(start, end)| (start & !(PAGE - 1), end)), |keep| keep)
+        // What is locked or sealed can neither be replaced nor be discarded like plain memory any more.
+        nr::MLOCK | nr::MLOCK2 => {
+            let start = call.rdi & !(PAGE - 1);
+            on_plain(call, span(start, call.rdi.wrapping_sub(start).wrapping_add(call.rsi)), errno::EAGAIN)
         }
+        nr::MSEAL => on_plain(call, given, errno::ENOMEM),
         nr::MREMAP => mremap::mremap(call),
         nr::BRK => brk(call),
         nr::SHMAT => shmat(call),
-        nr::MLOCKALL => {
-            STATE.stop(stop::MLOCKALL);
-            gated(|_| call.raw())
-        }
+        nr::MLOCKALL => mlockall(call),
         nr::PROCESS_MADVISE => process_madvise(call),
         nr::IOCTL => register(call),
         FUTEX => futex(call),
@@ -142,6 +142,44 @@ fn changed(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Ke
     })
 }
 
+/// A call that only plain memory bears: the range gets its own copies back first. `error` is the answer if it cannot.
+fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
+    let Some((start, end)) = touches(range) else { return call.raw() };
+    for _ in 0..UNMERGE_TRIES {
+        if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
+            return -error;
+        }
+        let result = gated(|_| {
+            // Other threads may have had pages merged meanwhile.
+            STATE.table.next_merged(start, end).is_none().then(|| {
+                STATE.layout_changes();
+                call.raw()
+            })
+        });
+        if let Some(result) = result {
+            return result;
+        }
+    }
+    -error
+}
+
+/// Nothing is merged any more in a process that locks all its memory, and nothing that was stays so.
+fn mlockall(call: &Registers) -> i64 {
+    STATE.stop(stop::MLOCKALL);
+    if STATE.table.next_merged(0, USER_END).is_some() && !unmerge(0, USER_END) {
+        return -errno::EAGAIN;
+    }
+    gated(|_| {
+        if let Some(control) = STATE.control() {
+            // Locking populates whatever can be accessed. In the scratch area, which is registered, it would wait for
+            // ever; and plain pages are not moved there any more.
+            // SAFETY: the agent's own memory, empty outside of batches.
+            unsafe { sys!(nr::MPROTECT, control.scratch.load(SeqCst), crate::space::SCRATCH, sys::PROT_NONE) };
+        }
+        call.raw()
+    })
+}
+
 /// Calls `each` for every piece of merged pages in a range.
 pub(crate) fn for_merged(start: u64, end: u64, mut each: impl FnMut(Piece, Keep)) {
     let mut at = start;
@@ -181,10 +219,7 @@ fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
         }
         (advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL, _) => {
             let Some((start, end)) = touches(range) else { return call.raw() };
-            gated(|_| {
-                drop_merged(start, end);
-                call.raw()
-            })
+            gated(|_| discard(call, start, end))
         }
         (advice::REMOVE, _) => {
             let result = call.raw();
@@ -192,22 +227,44 @@ fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
             // What a private mapping of a file answers, where anonymous memory says EINVAL.
             if result == -errno::EACCES && merged { -errno::EINVAL } else { result }
         }
-        (advice::WIPEONFORK, _) => {
-            let Some((start, end)) = touches(range) else { return call.raw() };
-            if !unmerge(start, end) {
-                return -errno::ENOMEM;
-            }
-            gated(|_| {
-                STATE.layout_changes();
-                call.raw()
-            })
-        }
+        (advice::WIPEONFORK, _) => on_plain(call, range, errno::ENOMEM),
         (advice::DONTFORK, _) => changed(call, range, |keep| keep.with(Keep::DONTFORK, 0)),
         (advice::DOFORK, _) => changed(call, range, |keep| keep.with(0, Keep::DONTFORK)),
         (advice::DONTDUMP, _) => changed(call, range, |keep| keep.with(Keep::DONTDUMP, 0)),
         (advice::DODUMP, _) => changed(call, range, |keep| keep.with(0, Keep::DONTDUMP)),
         _ => call.raw(),
     }
+}
+
+/// A destructive advice, piece by piece in the kernel's order: what lies behind a piece that it refuses (locked
+/// memory) keeps its content, what lies behind a hole does not.
+fn discard(call: &Registers, start: u64, end: u64) -> i64 {
+    let mut hole = 0;
+    let mut advise = |from: u64, to: u64| {
+        let result = Registers { rdi: from, rsi: to - from, ..*call }.raw();
+        if result == -errno::ENOMEM {
+            hole = result;
+            return 0;
+        }
+        result
+    };
+    let mut at = start;
+    while let Some(piece) = STATE.table.next_merged(at, end) {
+        if at < piece.start {
+            let result = advise(at, piece.start);
+            if result != 0 {
+                return result;
+            }
+        }
+        drop_merged(piece.start, piece.end);
+        let result = advise(piece.start, piece.end);
+        if result != 0 {
+            return result;
+        }
+        at = piece.end;
+    }
+    let result = if at < end { advise(at, end) } else { 0 };
+    if result != 0 { result } else { hole }
 }
 
 /// Puts fresh anonymous memory in the place of merged pages: for calls after which their content must be gone.
@@ -306,8 +363,18 @@ pub(crate) fn ring() {
 /// calling thread must hold neither the gate nor the table. `false` if it could not be done, above all because no
 /// helper lives: then the pages stay as they are.
 pub(crate) fn unmerge(start: u64, end: u64) -> bool {
-    if STATE.table.next_merged(start, end).is_none() && STATE.control().is_none() {
-        return true;
+    if STATE.control().is_none() {
+        if STATE.table.next_merged(start, end).is_none() {
+            return true;
+        }
+        // A forked child: it has the marks of its parent, but no helper.
+        let mask = sys::block_signals();
+        let locked = STATE.table.lock();
+        if spawn::start_helper() {
+            publish();
+        }
+        drop(locked);
+        sys::restore_signals(mask);
     }
     let Some(control) = STATE.control() else { return false };
     let tid = sys::gettid();

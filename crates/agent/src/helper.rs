@@ -18,7 +18,7 @@ use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX};
-use merge::{AddressSpace, Ended, Entry, Order, RegisterMode, run_plan};
+use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, RegisterMode, run_plan};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
@@ -321,6 +321,23 @@ fn end_as_if_killed() {
     unsafe { sys!(nr::EXIT_GROUP, 1) };
 }
 
+/// A page that a living child or parent shares is never given a copy, since nobody can tell who else holds it. The
+/// kernel can: a write to it copies. The memory is about to be needed anyway.
+fn own_shared(space: &mut Space, start: u64, end: u64) {
+    let mut at = start;
+    while at < end {
+        let mut states = [PageState::Absent; BATCH_MAX];
+        let count = ((end - at) / PAGE).min(BATCH_MAX as u64) as usize;
+        if !space.page_states(at, &mut states[..count]) {
+            return;
+        }
+        for (index, _) in states[..count].iter().enumerate().filter(|(_, state)| **state == PageState::Shared) {
+            space.own(Pages { start: at + index as u64 * PAGE, count: 1 });
+        }
+        at += count as u64 * PAGE;
+    }
+}
+
 /// Gives a range its own copies back, for a thread of the program, and releases it from the userfaultfd.
 fn give_back(space: &mut Space) -> bool {
     let control = space.control;
@@ -330,6 +347,7 @@ fn give_back(space: &mut Space) -> bool {
         let mut at = start;
         while let Some(piece) = STATE.table.next_merged(at, end) {
             at = piece.end;
+            own_shared(space, piece.start, piece.end);
             space.layout_epoch = control.layout_epoch.load(SeqCst);
             space.thread_epoch = control.thread_epoch.load(SeqCst);
             let settings = Order {
