@@ -91,10 +91,16 @@ pub(crate) fn learn_filters() {
     STATE.filters.store(filters().unwrap_or(0), SeqCst);
 }
 
+/// True if there is a helper, and it was not killed.
+pub(crate) fn helper_lives() -> bool {
+    let helper = STATE.helper.load(SeqCst);
+    helper != 0 && sys::exists(helper)
+}
+
 /// Starts the helper, if there is none, and waits until the control area stands. To be called with the table's lock
 /// held and signals blocked.
 pub(crate) fn start_helper() -> bool {
-    if STATE.control().is_some() && STATE.helper.load(SeqCst) != 0 {
+    if STATE.control().is_some() && helper_lives() {
         return true;
     }
     if STATE.unwilling.load(SeqCst) != 0 {

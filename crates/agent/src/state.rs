@@ -150,13 +150,6 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     outcome
 }
 
-/// Puts a range under management, as `madvise(MADV_MERGEABLE)` does. `false` if it could not be done; the caller then
-/// has what it had before.
-#[must_use]
-pub fn adopt(start: u64, end: u64) -> bool {
-    crate::calls::mergeable(start, end)
-}
-
 /// Gives a range its own pages back and takes it out of management, as `madvise(MADV_UNMERGEABLE)` does.
 #[must_use]
 pub fn disown(start: u64, end: u64) -> bool {

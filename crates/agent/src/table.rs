@@ -192,6 +192,18 @@ impl Table {
             .min()
     }
 
+    /// True if every page of `start..end` is managed.
+    pub(crate) fn covers(&self, start: u64, end: u64) -> bool {
+        let mut at = start;
+        while at < end {
+            match self.next_managed(at, end) {
+                Some((from, to)) if from == at => at = to,
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// Copies the ranges to where the broker reads them.
     pub(crate) fn publish(&self, control: &Control) {
         for (row, slot) in self.rows.iter().zip(&control.ranges) {

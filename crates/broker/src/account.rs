@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use abi::control::Control;
 use abi::frozen::{BUCKETS, upper_bound};
 use abi::place::Outcome;
-use kernel::{Category, Pagemap, ScanRequest, maps, page_size};
+use kernel::{Category, Pagemap, Pid, ScanRequest, maps, page_size};
 use page::SegmentId;
 use serde::Serialize;
 use store::Partition;
 
 use crate::member::Member;
+use crate::quiet::Quiet;
 use crate::view::Bits;
 
 /// Pages left as they were, by reason.
@@ -165,15 +166,23 @@ pub(crate) struct Sample {
 }
 
 /// Reads off the kernel what each member maps of the store.
-pub(crate) fn sample(members: &mut [Member], inodes: &HashMap<u64, SegmentId>) -> Sample {
+pub(crate) fn sample(
+    members: &mut [Member],
+    quiet: &mut HashMap<Pid, Quiet>,
+    inodes: &HashMap<u64, SegmentId>,
+) -> Sample {
     let mut sample = Sample::default();
     let mut seen: HashMap<SegmentId, Bits> = HashMap::new();
-    for member in members {
-        let (Ok(vmas), Ok(pagemap)) = (maps::read(member.pid), Pagemap::open(member.helper)) else { continue };
+    // A process that has a helper too is counted once.
+    let with_helper: Vec<Pid> = members.iter().map(|member| member.pid).collect();
+    let with_helpers = members.iter_mut().map(|member| (member.pid, member.helper, &mut member.view));
+    let without = quiet.iter_mut().filter(|(pid, _)| !with_helper.contains(pid));
+    for (pid, reader, view) in with_helpers.chain(without.map(|(pid, quiet)| (*pid, *pid, &mut quiet.view))) {
+        let (Ok(vmas), Ok(pagemap)) = (maps::read(pid), Pagemap::open(reader)) else { continue };
         sample.processes += 1;
-        sample.managed += member.view.pages();
-        sample.unfit += member.view.unfit_pages;
-        member.view.vmas = vmas.len() as u64;
+        sample.managed += view.pages();
+        sample.unfit += view.unfit_pages;
+        view.vmas = vmas.len() as u64;
         for vma in vmas.iter().filter(|vma| !vma.shared && vma.write) {
             let Some(segment) = inodes.get(&vma.inode) else { continue };
             let pages = vma.range.pages().get();
@@ -207,7 +216,7 @@ pub(crate) fn sample(members: &mut [Member], inodes: &HashMap<u64, SegmentId>) -
             }
             clean(at, vma.range.end());
         }
-        for area in &mut member.view.areas {
+        for area in &mut view.areas {
             if area.dropped.count() == 0 {
                 continue;
             }

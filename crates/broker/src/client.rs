@@ -1,11 +1,12 @@
 //! A library caller's end of the connection to a broker.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use kernel::{Pid, Range, RecvOutcome, SendOutcome, Seqpacket};
+use kernel::{Pid, Range, RecvOutcome, SendOutcome, Seqpacket, Vaddr};
 use serde::Serialize;
 
-use crate::protocol::{Answer, Greeting, PACKET_MAX, RANGES_MAX, Request, Span, VERSION};
+use crate::protocol::{Answer, Greeting, PACKET_MAX, RANGES_MAX, Request, Run, Span, VERSION};
 use crate::rendezvous::Token;
 use crate::wishes::{MergeReport, RefusedKind};
 
@@ -46,6 +47,28 @@ pub enum ClientError {
     },
 }
 
+/// Pages of this process that equal pages of a segment, one behind the other.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreRun<'a> {
+    /// The pages.
+    pub pages: Range,
+    /// Protection and properties of their mapping, bits of `abi::mark::Keep`.
+    pub keep: u8,
+    /// The segment and its page that the first page equals; `None` if the pages hold zeros.
+    pub segment: Option<(BorrowedFd<'a>, u32)>,
+}
+
+/// What became of a run, in pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// Mapped, or given back for zeros.
+    pub done: u64,
+    /// Left, because they are not equal.
+    pub changed: u64,
+    /// Left, because they could not be mapped.
+    pub failed: u64,
+}
+
 /// A connection. It belongs to the process that made it: a forked child makes its own.
 #[derive(Debug)]
 pub struct Client {
@@ -63,7 +86,7 @@ impl Client {
         let link = Seqpacket::connect_abstract(name.as_bytes()).map_err(ClientError::NoBroker)?;
         let mut client = Self { link, owner: Pid::this(), buffer: vec![0; PACKET_MAX] };
         client.send(&Greeting { version: VERSION, token: (token.0, token.1) }).map_err(rejected)?;
-        match client.receive(Some(GREETING)).map_err(rejected)? {
+        match client.receive(Some(GREETING)).map_err(rejected)?.0 {
             Answer::Welcome => Ok(client),
             _ => Err(ClientError::Senseless),
         }
@@ -91,6 +114,42 @@ impl Client {
         self.report(ranges, |ranges| Request::Unmerge { ranges })
     }
 
+    /// Has the broker look at ranges of this process and calls `place` for every run of pages that equals pages of a
+    /// segment, or zeros: it is to compare and map them, or not, and returns what it did.
+    ///
+    /// # Errors
+    /// [`ClientError`]. What was placed before is placed.
+    pub fn merge_quiescent(
+        &mut self,
+        ranges: &[Range],
+        mut place: impl FnMut(&StoreRun<'_>) -> Placed,
+    ) -> Result<MergeReport, ClientError> {
+        let mut total = MergeReport::default();
+        for ranges in ranges.chunks(RANGES_MAX) {
+            let spans: Vec<Span> = ranges.iter().map(|range| (range.start().get(), range.end().get())).collect();
+            let mut from = None;
+            loop {
+                self.send(&Request::Quiescent { ranges: spans.clone(), from })?;
+                let next = loop {
+                    let (answer, fds) = self.receive(None)?;
+                    match answer {
+                        Answer::Place { runs } => place_all(&runs, &fds, ranges, &mut place, &mut total)?,
+                        Answer::Looked { report, next } => {
+                            total.add(&report);
+                            break next;
+                        }
+                        other => return Err(failed(other)),
+                    }
+                };
+                if next.is_none() {
+                    break;
+                }
+                from = next;
+            }
+        }
+        Ok(total)
+    }
+
     /// The state of the partition, as [`crate::Summary`] is written in JSON.
     ///
     /// # Errors
@@ -116,10 +175,8 @@ impl Client {
 
     fn ask(&mut self, request: &Request) -> Result<Answer, ClientError> {
         self.send(request)?;
-        match self.receive(None)? {
-            Answer::NoMember => Err(ClientError::NoMember),
-            Answer::Refused { kind, reason } => Err(ClientError::Refused { kind, reason }),
-            Answer::Senseless => Err(ClientError::Senseless),
+        match self.receive(None)?.0 {
+            failure @ (Answer::NoMember | Answer::Refused { .. } | Answer::Senseless) => Err(failed(failure)),
             answer => Ok(answer),
         }
     }
@@ -132,16 +189,57 @@ impl Client {
         }
     }
 
-    fn receive(&mut self, within: Option<Duration>) -> Result<Answer, ClientError> {
+    fn receive(&mut self, within: Option<Duration>) -> Result<(Answer, Vec<OwnedFd>), ClientError> {
         loop {
             match self.link.recv_timeout(&mut self.buffer, within.unwrap_or(LOOK_UP))? {
-                RecvOutcome::Packet { length, .. } => {
-                    return serde_json::from_slice(&self.buffer[..length]).map_err(|_unknown| ClientError::Senseless);
+                RecvOutcome::Packet { length, fds } => {
+                    let answer = serde_json::from_slice(&self.buffer[..length]);
+                    return Ok((answer.map_err(|_unknown| ClientError::Senseless)?, fds));
                 }
                 RecvOutcome::Empty if within.is_none() => {}
                 RecvOutcome::Empty | RecvOutcome::Closed => return Err(ClientError::Ended),
             }
         }
+    }
+}
+
+/// Passes on the runs that lie in what was named.
+fn place_all(
+    runs: &[Run],
+    fds: &[OwnedFd],
+    ranges: &[Range],
+    place: &mut impl FnMut(&StoreRun<'_>) -> Placed,
+    total: &mut MergeReport,
+) -> Result<(), ClientError> {
+    for (start, end, keep, at) in runs {
+        let pages = Range::new(Vaddr(*start), Vaddr(*end)).map_err(|_no_range| ClientError::Senseless)?;
+        let segment = match at {
+            Some((index, page)) => Some((fds.get(*index).ok_or(ClientError::Senseless)?.as_fd(), *page)),
+            None => None,
+        };
+        if !ranges.iter().any(|range| range.contains_range(&pages)) {
+            return Err(ClientError::Senseless);
+        }
+        let placed = place(&StoreRun { pages, keep: *keep, segment });
+        if segment.is_some() {
+            total.pages_merged += placed.done;
+        } else {
+            total.zero_pages += placed.done;
+        }
+        for (word, pages) in [("changed", placed.changed), ("properties", placed.failed)] {
+            if pages > 0 {
+                *total.refused.entry(word.to_owned()).or_default() += pages;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn failed(answer: Answer) -> ClientError {
+    match answer {
+        Answer::NoMember => ClientError::NoMember,
+        Answer::Refused { kind, reason } => ClientError::Refused { kind, reason },
+        _ => ClientError::Senseless,
     }
 }
 

@@ -25,6 +25,7 @@ mod image;
 mod member;
 mod order;
 mod protocol;
+mod quiet;
 mod reception;
 mod recovery;
 mod rendezvous;
@@ -34,7 +35,7 @@ mod wishes;
 
 pub use account::{FrozenSeconds, Refusals, Summary};
 pub use broker::{Broker, BrokerHandle};
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Placed, StoreRun};
 pub use error::BrokerError;
 pub use image::{AgentFiles, host_sites, image_bytes};
 pub use rendezvous::{Rendezvous, Token};

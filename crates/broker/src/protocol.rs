@@ -12,6 +12,10 @@ use crate::wishes::{MergeReport, RefusedKind};
 pub(crate) const PACKET_MAX: usize = 64 << 10;
 /// Most ranges in a request; more go into several.
 pub(crate) const RANGES_MAX: usize = 512;
+/// Most descriptors in a packet: they count against the caller's limit while it maps.
+pub(crate) const SEGMENTS_AT_ONCE: usize = 32;
+/// Most runs in a packet.
+pub(crate) const RUNS_AT_ONCE: usize = 800;
 /// Version of this protocol.
 pub(crate) const VERSION: u32 = 1;
 
@@ -32,9 +36,15 @@ pub(crate) enum Request {
     Merge { ranges: Vec<Span> },
     /// Give ranges their own pages back.
     Unmerge { ranges: Vec<Span> },
+    /// Look at ranges, from an address on, for the caller to merge them itself.
+    Quiescent { ranges: Vec<Span>, from: Option<u64> },
     /// The state of the partition.
     Summary,
 }
+
+/// A run of pages that the caller is to compare and map: first byte, byte behind, protection and properties, and the
+/// segment (an index into the descriptors that came with the packet) with its page, or nothing for zeros.
+pub(crate) type Run = (u64, u64, u8, Option<(usize, u32)>);
 
 /// What the broker answers.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +55,10 @@ pub(crate) enum Answer {
     Report(MergeReport),
     /// The state, as [`crate::Summary`] is written.
     Summary(serde_json::Value),
+    /// What the caller is to map; the segments' descriptors come with it.
+    Place { runs: Vec<Run> },
+    /// The end of a look: what it found out, and where to go on.
+    Looked { report: MergeReport, next: Option<u64> },
     /// The caller has no helper here.
     NoMember,
     /// Its helper was not taken in.

@@ -4,7 +4,7 @@
 //! partition's secret and as the partition's user, and what it asks for concerns its own process alone: the one that
 //! the kernel says was at the other end when the connection was made.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Sender, channel};
@@ -13,9 +13,12 @@ use std::time::Duration;
 use kernel::{Pid, Pidfd, Range, RecvOutcome, SendOutcome, Seqpacket, Vaddr};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::protocol::{Answer, Greeting, PACKET_MAX, RANGES_MAX, Request, Span, VERSION};
+use crate::protocol::{
+    Answer, Greeting, PACKET_MAX, RANGES_MAX, RUNS_AT_ONCE, Request, Run, SEGMENTS_AT_ONCE, Span, VERSION,
+};
+use crate::quiet::QuietPlan;
 use crate::rendezvous::Token;
-use crate::wishes::{Asked, Wish, Wished};
+use crate::wishes::{Asked, MergeReport, Wish, Wished};
 
 /// How long a caller may take to read an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -79,7 +82,7 @@ pub(crate) fn receive_caller(link: &Seqpacket, greeting: &[u8], desk: &Desk) {
     while let Some(length) = next(link, desk, &mut buffer) {
         let answer = match serde_json::from_slice::<Request>(&buffer[..length]) {
             Ok(_) if pidfd.exited().unwrap_or(true) => return,
-            Ok(request) => match fulfil(request, peer.pid, desk) {
+            Ok(request) => match fulfil(request, peer.pid, link, desk) {
                 Some(answer) => answer,
                 None => return,
             },
@@ -111,21 +114,68 @@ fn next(link: &Seqpacket, desk: &Desk, buffer: &mut [u8]) -> Option<usize> {
 }
 
 fn say(link: &Seqpacket, answer: &Answer) -> bool {
+    say_with(link, answer, &[])
+}
+
+fn say_with(link: &Seqpacket, answer: &Answer, fds: &[BorrowedFd<'_>]) -> bool {
     let Ok(packet) = serde_json::to_vec(answer) else { return false };
-    matches!(link.send_timeout(&packet, &[], ANSWER_WITHIN), Ok(SendOutcome::Sent))
+    matches!(link.send_timeout(&packet, fds, ANSWER_WITHIN), Ok(SendOutcome::Sent))
+}
+
+/// Sends a plan in packets that stay small; the last one is the answer.
+fn say_plan(link: &Seqpacket, plan: &QuietPlan) -> Option<Answer> {
+    let mut runs = plan.runs.as_slice();
+    while !runs.is_empty() {
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        let mut last = None;
+        let mut part: Vec<Run> = Vec::new();
+        for run in &runs[..runs.len().min(RUNS_AT_ONCE)] {
+            let place = match run.place {
+                Some((segment, page)) => {
+                    if last != Some(segment) {
+                        if fds.len() == SEGMENTS_AT_ONCE {
+                            break;
+                        }
+                        last = Some(segment);
+                        fds.push(plan.segments.get(segment)?.as_fd());
+                    }
+                    Some((fds.len() - 1, page))
+                }
+                None => None,
+            };
+            part.push((run.pages.start().get(), run.pages.end().get(), run.keep, place));
+        }
+        runs = &runs[part.len()..];
+        if !say_with(link, &Answer::Place { runs: part }, &fds) {
+            return None;
+        }
+    }
+    let report = MergeReport {
+        pages_scanned: plan.pages_scanned,
+        pages_merged_elsewhere: plan.pages_merged_elsewhere,
+        refused: plan.refused.iter().cloned().collect(),
+        cpu: plan.cpu,
+        ..MergeReport::default()
+    };
+    Some(Answer::Looked { report, next: plan.next })
 }
 
 /// Asks the broker's loop; `None` if it has ended.
-fn fulfil(request: Request, pid: Pid, desk: &Desk) -> Option<Answer> {
+fn fulfil(request: Request, pid: Pid, link: &Seqpacket, desk: &Desk) -> Option<Answer> {
     let wish = match request {
         Request::Merge { ranges } => ranges_of(&ranges).map(|ranges| Wish::Merge { pid, ranges }),
         Request::Unmerge { ranges } => ranges_of(&ranges).map(|ranges| Wish::Unmerge { pid, ranges }),
+        Request::Quiescent { ranges, from } => {
+            let wish = |ranges| Wish::Quiescent { pid, uid: desk.uid, ranges, from };
+            ranges_of(&ranges).map(wish)
+        }
         Request::Summary => Some(Wish::Summary),
     };
     let Some(wish) = wish else { return Some(Answer::Senseless) };
     Some(match ask(wish, desk)? {
         Wished::Report(report) => Answer::Report(report),
         Wished::Summary(summary) => Answer::Summary(serde_json::to_value(&*summary).unwrap_or_default()),
+        Wished::Quiescent(plan) => say_plan(link, &plan)?,
         Wished::NoMember => Answer::NoMember,
         Wished::Refused { kind, reason } => Answer::Refused { kind, reason },
     })

@@ -7,6 +7,7 @@ use kernel::{Pid, Range};
 use serde::{Deserialize, Serialize};
 
 use crate::account::Summary;
+use crate::quiet::QuietPlan;
 
 /// A request.
 #[derive(Debug)]
@@ -25,6 +26,17 @@ pub enum Wish {
         /// What to give back.
         ranges: Vec<Range>,
     },
+    /// Look at ranges of a process for it to merge them itself.
+    Quiescent {
+        /// The process.
+        pid: Pid,
+        /// Its user.
+        uid: u32,
+        /// All that is to be merged.
+        ranges: Vec<Range>,
+        /// Where to go on; `None` at the beginning.
+        from: Option<u64>,
+    },
     /// The state now.
     Summary,
     /// End.
@@ -38,6 +50,10 @@ pub enum Wished {
     Report(MergeReport),
     /// The state.
     Summary(Box<Summary>),
+    /// What a process is to compare and map.
+    #[doc(hidden)]
+    #[allow(private_interfaces, reason = "made and taken apart in this crate only")]
+    Quiescent(Box<QuietPlan>),
     /// The process is no member.
     NoMember,
     /// Its helper was not taken in.
@@ -57,6 +73,8 @@ pub enum RefusedKind {
     NoUserfault,
     /// The kernel's userfaultfd cannot move pages.
     NoMove,
+    /// The broker may not read the process's memory.
+    Unreadable,
     /// The helper was of another build or another user, or did not do what helpers do.
     Other,
 }

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString, c_void};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
@@ -66,6 +66,7 @@ pub enum StartFailure {
 
 type StartFn = unsafe extern "C" fn(*const u8, usize, *const [u64; 2], *const u8, usize) -> u32;
 type RangeFn = unsafe extern "C" fn(u64, u64) -> u32;
+type PlaceFn = unsafe extern "C" fn(u64, u64, u32, i32, u64) -> u32;
 type StatusFn = unsafe extern "C" fn() -> u64;
 
 /// The agent in this process. It is never unloaded: code of libc jumps to it.
@@ -74,6 +75,8 @@ pub struct AgentImage {
     start: StartFn,
     adopt: RangeFn,
     disown: RangeFn,
+    manage: RangeFn,
+    place: PlaceFn,
     status: StatusFn,
 }
 
@@ -105,6 +108,8 @@ impl AgentImage {
         let start = symbol(c"pagefold_agent_start")?;
         let adopt = symbol(c"pagefold_agent_adopt")?;
         let disown = symbol(c"pagefold_agent_disown")?;
+        let manage = symbol(c"pagefold_agent_manage")?;
+        let place = symbol(c"pagefold_agent_place")?;
         let status = symbol(c"pagefold_agent_status")?;
         // SAFETY: the image exports these functions with these types, for which the caller vouches.
         Ok(unsafe {
@@ -112,6 +117,8 @@ impl AgentImage {
                 start: std::mem::transmute::<*mut c_void, StartFn>(start),
                 adopt: std::mem::transmute::<*mut c_void, RangeFn>(adopt),
                 disown: std::mem::transmute::<*mut c_void, RangeFn>(disown),
+                manage: std::mem::transmute::<*mut c_void, RangeFn>(manage),
+                place: std::mem::transmute::<*mut c_void, PlaceFn>(place),
                 status: std::mem::transmute::<*mut c_void, StatusFn>(status),
             }
         })
@@ -151,6 +158,39 @@ impl AgentImage {
     pub fn disown(&self, range: Range) -> bool {
         // SAFETY: as above; the content of the range stays what it is.
         unsafe { (self.disown)(range.start().get(), range.end().get()) != 0 }
+    }
+
+    /// Puts a range under management without a helper. `false` if that could not be done.
+    #[must_use]
+    pub fn manage(&self, range: Range) -> bool {
+        // SAFETY: the function takes any two numbers and changes no memory of the program.
+        unsafe { (self.manage)(range.start().get(), range.end().get()) != 0 }
+    }
+
+    /// Maps pages of a segment from page `first` on in the place of a managed range with the same content, or with no
+    /// segment gives back the memory of pages that hold zeros. `keep` are protection and properties of the range
+    /// (`abi::mark::Keep`). `false` if nothing was changed.
+    ///
+    /// # Safety
+    /// The range holds the same bytes as the segment's pages (or zeros), the segment never changes, and until this
+    /// returns nobody writes the range or changes its mapping.
+    #[must_use]
+    pub unsafe fn place(&self, range: Range, keep: u8, segment: Option<BorrowedFd<'_>>, first: u64) -> bool {
+        let fd = segment.map_or(-1, |segment| segment.as_raw_fd());
+        // SAFETY: the caller's promise.
+        unsafe { (self.place)(range.start().get(), range.end().get(), keep.into(), fd, first) != 0 }
+    }
+
+    /// Makes every page of a range this process's own copy, in place; what is mapped and marked stays. For ranges
+    /// that nobody can freeze.
+    ///
+    /// # Errors
+    /// What the kernel said; EINVAL before 5.14.
+    pub fn copy_in_place(&self, range: Range) -> io::Result<()> {
+        let start = std::ptr::with_exposed_provenance_mut(range.start().get() as usize);
+        // SAFETY: the kernel does what a write of each page would do, without writing anything.
+        let result = unsafe { libc::madvise(start, range.len().get() as usize, libc::MADV_POPULATE_WRITE) };
+        crate::sys::check(result.into()).map(|_| ())
     }
 
     /// Bits for the reasons why nothing is merged any more (`abi::control::stop`), and the helper, 0 if there is none.

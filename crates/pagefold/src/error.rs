@@ -70,6 +70,18 @@ pub enum Error {
     /// The kernel's userfaultfd cannot move pages.
     #[error("this kernel's userfaultfd cannot move pages (Linux 6.8 can): use merge_quiescent, which needs none")]
     NoMove,
+    /// The broker may not read this process's memory.
+    #[error("{reason}")]
+    Unreadable {
+        /// The broker's words.
+        reason: String,
+    },
+    /// The table of managed ranges is full.
+    #[error("cannot put {range} under management: 128 separate ranges at most, so merge larger ones")]
+    TooManyRanges {
+        /// The range.
+        range: Range,
+    },
     /// The helper was refused for another reason.
     #[error("the broker refused this process's helper: {reason}")]
     HelperRefused {
@@ -85,6 +97,7 @@ impl From<ClientError> for Error {
             ClientError::Rejected => Self::Rejected,
             ClientError::Refused { kind: RefusedKind::NoUserfault, .. } => Self::NoUserfault,
             ClientError::Refused { kind: RefusedKind::NoMove, .. } => Self::NoMove,
+            ClientError::Refused { kind: RefusedKind::Unreadable, reason } => Self::Unreadable { reason },
             ClientError::Refused { reason, .. } => Self::HelperRefused { reason },
             ClientError::NoMember => Self::HelperRefused { reason: "it has not come up in time".to_owned() },
             other => Self::Connection(other),

@@ -22,8 +22,12 @@
 //! system call does not use it. A page to which somebody else holds a reference, a pending read into it for example, is
 //! left alone and counted in the report.
 //!
+//! [`Partition::merge_quiescent`] needs none of that, and no right but to be oneself: the caller vouches that nothing
+//! writes the range meanwhile, and its own thread compares and maps.
+//!
 //! The first merge puts two things into the process: the *gate*, which makes mapping calls of the C library wait while
-//! pages are exchanged, and the *helper*, a process `pagefold-helper` that shares the memory and exchanges the pages.
+//! pages are exchanged, and, for live merging, the *helper*, a process `pagefold-helper` that shares the memory and
+//! exchanges the pages.
 
 #![deny(unsafe_code)]
 
@@ -31,6 +35,7 @@ mod agent;
 mod descriptor;
 mod error;
 mod partition;
+mod quiescent;
 
 pub use broker::MergeReport;
 pub use error::Error;

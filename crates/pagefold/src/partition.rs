@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
-use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings};
+use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings, StoreRun};
 use kernel::{Range, Vaddr};
 
 use crate::agent;
 use crate::descriptor::Card;
 use crate::error::Error;
+use crate::quiescent::SegmentReader;
 
 /// How often pages are tried again that were left for a reason which passes.
 const TRIES: usize = 4;
@@ -151,6 +152,49 @@ impl Partition {
             total.add(&again);
         }
         Ok(total)
+    }
+
+    /// Merges a range of this process in the calling thread: compares its pages with equal ones that the partition has
+    /// and maps those. Needs no userfaultfd and no privilege, on any kernel that has PAGEMAP_SCAN (6.7).
+    ///
+    /// The first process with a page only makes it known; the second one's is merged with a copy that the partition
+    /// takes of it; the first one's is merged at its next call. So members of one kind call it twice, or once more when
+    /// all have loaded what they share. The range's last page is never merged.
+    ///
+    /// Where live merging is not possible, a merged range cannot be moved or grown by mremap (realloc of a large block)
+    /// until it is unmapped: the call fails with ENOMEM.
+    ///
+    /// # Errors
+    /// [`Error`]; part of the range may be merged then.
+    ///
+    /// # Safety
+    /// Until this returns nothing writes the range: no other thread, no system call that was started before, no device.
+    /// No other thread changes its mapping or forks. Reading it is allowed.
+    #[allow(unsafe_code, reason = "the caller vouches for what the type system cannot see")]
+    pub unsafe fn merge_quiescent(&self, range: Range) -> Result<MergeReport, Error> {
+        let begun = Instant::now();
+        let cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
+        let agent = agent::for_partition(&self.card)?;
+        if !agent.manage(range) {
+            return Err(Error::TooManyRanges { range });
+        }
+        let mut reader = SegmentReader::default();
+        let place = |run: &StoreRun<'_>| {
+            // SAFETY: the pages lie in the range, are readable, and nothing writes them, for which the caller vouches.
+            let own = unsafe {
+                let start = std::ptr::with_exposed_provenance::<u8>(run.pages.start().get() as usize);
+                std::slice::from_raw_parts(start, run.pages.len().get() as usize)
+            };
+            reader.compare_and_place(run, own, |pages, first| {
+                let segment = run.segment.map(|(segment, _)| segment);
+                // SAFETY: these pages were just seen to hold what the sealed segment holds, and nothing writes them.
+                unsafe { agent.place(pages, run.keep, segment, first) }
+            })
+        };
+        let mut report = self.ask(|client| client.merge_quiescent(&[range], place))?;
+        report.elapsed = begun.elapsed();
+        report.cpu += kernel::sched::usage(kernel::sched::Whose::Thread).cpu().saturating_sub(cpu);
+        Ok(report)
     }
 
     /// The state of the partition as a JSON document.

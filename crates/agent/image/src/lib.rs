@@ -11,7 +11,7 @@
 mod memory;
 mod preload;
 
-use agent::{Config, Start, Token};
+use agent::{Config, Keep, Start, Token};
 
 /// Sets the gate up in a running program. `address` is the broker's socket address as in `sun_path`,
 /// `token` the partition's secret, `sites` the table of system-call sites.
@@ -40,7 +40,24 @@ pub unsafe extern "C" fn pagefold_agent_start(
 /// Puts a range under management. Returns 0 if that could not be done.
 #[unsafe(no_mangle)]
 pub extern "C" fn pagefold_agent_adopt(start: u64, end: u64) -> u32 {
-    agent::adopt(start, end).into()
+    agent::adopt_once(start, end).into()
+}
+
+/// Puts a range under management without a helper. Returns 0 if that could not be done.
+#[unsafe(no_mangle)]
+pub extern "C" fn pagefold_agent_manage(start: u64, end: u64) -> u32 {
+    agent::manage(start, end).into()
+}
+
+/// Maps pages of a segment in the place of a managed range with the same content; see [`agent::place`]. Returns 0 if
+/// that could not be done.
+///
+/// # Safety
+/// As for [`agent::place`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pagefold_agent_place(start: u64, end: u64, keep: u32, fd: i32, first: u64) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { agent::place(start, end, Keep::from_bits(keep as u8), fd, first) }.into()
 }
 
 /// Gives a range its own pages back and takes it out of management. Returns 0 if that could not be done.

@@ -15,7 +15,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 impl Broker {
     pub(super) fn take_sample(&mut self) {
-        self.last_sample = sample(&mut self.members, &self.inodes);
+        self.last_sample = sample(&mut self.members, &mut self.quiet, &self.inodes);
         self.sampled = Instant::now();
         for member in &mut self.members {
             member.unfit = unfit(member.pid);
@@ -51,7 +51,7 @@ impl Broker {
     }
 
     pub(super) fn summary_now(&mut self) -> Summary {
-        if !self.members.is_empty() {
+        if !(self.members.is_empty() && self.quiet.is_empty()) {
             self.take_sample();
         }
         let mut summary = self.summary(&self.last_sample);

@@ -20,6 +20,7 @@ use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
 use crate::member::Member;
 use crate::order::Queue;
+use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
 use crate::settings::{CheckChoice, Settings};
@@ -29,6 +30,7 @@ mod accept;
 mod books;
 mod handle;
 mod now;
+mod quiescent;
 mod reclaim;
 mod tick;
 
@@ -49,6 +51,8 @@ pub struct Broker {
     partition: Partition,
     eyes: Eyes,
     members: Vec<Member>,
+    /// Processes that merge in their own threads.
+    quiet: HashMap<Pid, Quiet>,
     queues: HashMap<u32, Queue>,
     next_index: u32,
     totals: Totals,
@@ -141,6 +145,7 @@ impl Broker {
                 fill_buffer: FillBuffer::new(),
             },
             members: Vec::new(),
+            quiet: HashMap::new(),
             queues: HashMap::new(),
             next_index: 0,
             totals: Totals::default(),
@@ -187,6 +192,7 @@ impl Broker {
             let _ = rustix::io::read(&*self.wake, &mut drained);
             self.accept();
             self.bury_the_dead();
+            self.forget_quiet();
             if self.fulfil_wishes() {
                 break;
             }
@@ -196,7 +202,7 @@ impl Broker {
                 self.tick();
                 next_tick = Instant::now() + interval;
             }
-            if self.sampled.elapsed() >= SAMPLE_EVERY && !self.members.is_empty() {
+            if self.sampled.elapsed() >= SAMPLE_EVERY && !(self.members.is_empty() && self.quiet.is_empty()) {
                 self.take_sample();
             }
         }
@@ -258,6 +264,10 @@ impl Broker {
                     let _ = asked.answer.send(Wished::Summary(Box::new(self.summary_now())));
                     continue;
                 }
+                Wish::Quiescent { pid, uid, ranges, from } => {
+                    let _ = asked.answer.send(self.quiescent(*pid, *uid, ranges, *from));
+                    continue;
+                }
                 Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } => *pid,
             };
             let Some(index) = self.members.iter().position(|member| member.pid == pid) else {
@@ -274,7 +284,7 @@ impl Broker {
             let report = match &asked.wish {
                 Wish::Merge { ranges, .. } => self.merge_now(owner, ranges),
                 Wish::Unmerge { ranges, .. } => self.unmerge_now(owner, ranges),
-                Wish::Summary | Wish::Stop => continue,
+                Wish::Quiescent { .. } | Wish::Summary | Wish::Stop => continue,
             };
             let _ = asked.answer.send(Wished::Report(report));
         }

@@ -32,6 +32,40 @@ pub(crate) fn in_child(body: &str) {
     print!("{text}");
 }
 
+/// The same as nobody, with a copy of this binary that everybody may execute.
+pub(crate) fn in_child_as_nobody(body: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let copy = std::env::temp_dir().join(format!("pagefold-test-{}", std::process::id()));
+    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(&copy)
+        .args([body, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .current_dir("/")
+        .uid(65534)
+        .gid(65534)
+        .output();
+    std::fs::remove_file(&copy).unwrap();
+    let output = output.unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Gives pages back with MADV_DONTNEED, through the C library.
+pub(crate) fn forget(memory: &Memory, page: u64, count: u64) {
+    let start = (memory.range.start().get() + page * page_size()) as usize as *mut std::ffi::c_void;
+    // SAFETY: whole pages of this process's own memory, in which nothing but bytes lies.
+    unsafe { rustix_madvise(start, (count * page_size()) as usize) };
+}
+
+unsafe fn rustix_madvise(start: *mut std::ffi::c_void, length: usize) {
+    unsafe extern "C" {
+        fn madvise(start: *mut std::ffi::c_void, length: usize, advice: i32) -> i32;
+    }
+    // SAFETY: the caller's promise.
+    assert_eq!(unsafe { madvise(start, length, 4) }, 0);
+}
+
 /// Another process of this binary, with the partition's descriptor.
 pub(crate) struct Child {
     launched: kernel::Launched,
