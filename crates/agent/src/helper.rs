@@ -180,7 +180,8 @@ fn reserve_scratch() -> Option<u64> {
         // A child has no helper and nothing to look for in here.
         sys!(nr::MADVISE, scratch, SCRATCH + PAGE, advice::DONTFORK);
     }
-    Some(scratch)
+    crate::own::forget(start);
+    crate::own::record(scratch, end).then_some(scratch)
 }
 
 fn make_control() -> Option<(&'static Control, i32)> {

@@ -31,6 +31,7 @@ mod gate;
 mod helper;
 mod link;
 mod mremap;
+mod own;
 mod patch;
 mod place;
 mod segments;

@@ -126,7 +126,7 @@ pub(crate) fn start_helper() -> bool {
         unsafe { sys!(nr::WAIT4, pid as u64, (&raw mut status) as u64, WALL, 0) };
     }
     // SAFETY: mapped above; the process in the middle is gone.
-    unsafe { sys!(nr::MUNMAP, middle, MIDDLE_STACK) };
+    unsafe { sys::free(middle, MIDDLE_STACK) };
     let deadline = sys::monotonic().saturating_add(READY_WITHIN_NS);
     while helper::SETUP.ready.load(SeqCst) == 0 && pid > 0 {
         let now = sys::monotonic();

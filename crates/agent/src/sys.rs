@@ -184,6 +184,11 @@ pub(crate) const fn page_up(bytes: u64) -> u64 {
     bytes.saturating_add(PAGE - 1) & !(PAGE - 1)
 }
 
+/// Rounds down to whole pages.
+pub(crate) const fn page_down(address: u64) -> u64 {
+    address & !(PAGE - 1)
+}
+
 /// The calling thread's id.
 pub(crate) fn gettid() -> u32 {
     // SAFETY: reads an id.
@@ -272,10 +277,27 @@ pub(crate) unsafe fn mmap(address: u64, len: u64, prot: u64, flags: u64, fd: i32
     if failed(result) { Err(-result) } else { Ok(result as u64) }
 }
 
-/// Maps anonymous private memory for the agent's own use.
+/// Maps anonymous private memory for the agent's own use, never to be merged.
 pub(crate) fn allocate(len: u64) -> Option<u64> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: the kernel chooses a place where nothing is.
-    unsafe { mmap(0, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0).ok() }
+    let address = unsafe { mmap(0, len, PROT_READ | PROT_WRITE, flags, -1, 0) }.ok()?;
+    if !crate::own::record(address, address + len) {
+        // SAFETY: mapped just now.
+        unsafe { sys!(nr::MUNMAP, address, len) };
+        return None;
+    }
+    Some(address)
+}
+
+/// Gives back what [`allocate`] mapped.
+///
+/// # Safety
+/// Nobody may use it any more.
+pub(crate) unsafe fn free(address: u64, len: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { sys!(nr::MUNMAP, address, len) };
+    crate::own::forget(address);
 }
 
 /// Reads the program's memory without dereferencing it: what is gone gives `false`, not a signal.

@@ -258,6 +258,7 @@ impl Locked<'_> {
             row.end.store(end, SeqCst);
             self.table.set(start, end, Mark::PLAIN);
         }
+        crate::own::exclude(start, end);
         true
     }
 
