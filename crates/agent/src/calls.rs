@@ -166,8 +166,12 @@ fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
 /// Nothing is merged any more in a process that locks all its memory, and nothing that was stays so.
 fn mlockall(call: &Registers) -> i64 {
     STATE.stop(stop::MLOCKALL);
-    if STATE.table.next_merged(0, USER_END).is_some() && !unmerge(0, USER_END) {
-        return -errno::EAGAIN;
+    let mut at = 0;
+    while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
+        if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
+            return -errno::EAGAIN;
+        }
+        at = end;
     }
     gated(|_| {
         if let Some(control) = STATE.control() {
