@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use abi::control::Control;
 use abi::frozen::{BUCKETS, upper_bound};
 use abi::place::Outcome;
-use kernel::{Category, Pagemap, Pid, ScanRequest, maps, page_size};
+use kernel::{Category, PageCount, Pagemap, Pid, Range, ScanRequest, Vma, maps, page_size};
 use page::SegmentId;
 use serde::Serialize;
 use store::Partition;
@@ -148,6 +148,28 @@ fn add_frozen(sum: &mut Vec<u64>, control: &Control) {
     }
 }
 
+/// A segment's file, as mappings name it.
+pub(crate) struct SegmentFile {
+    pub(crate) segment: SegmentId,
+    /// Major and minor number: another file system has files with the same inode.
+    pub(crate) device: (u32, u32),
+    pub(crate) pages: u64,
+}
+
+impl SegmentFile {
+    /// The part of a mapping that shows pages of this segment privately and writable, with the page number of its
+    /// first page in the segment. A program may map more than there is.
+    pub(crate) fn shown_by(&self, vma: &Vma) -> Option<(Range, u64)> {
+        if vma.shared || !vma.write || (vma.dev_major, vma.dev_minor) != self.device {
+            return None;
+        }
+        let first = vma.offset / page_size();
+        let pages = self.pages.checked_sub(first)?.min(vma.range.pages().get());
+        let part = Range::from_pages(vma.range.start(), PageCount(pages)).ok()?;
+        (!part.is_empty()).then_some((part, first))
+    }
+}
+
 /// What the members map of the store at one moment.
 #[derive(Default)]
 pub(crate) struct Sample {
@@ -169,7 +191,7 @@ pub(crate) struct Sample {
 pub(crate) fn sample(
     members: &mut [Member],
     quiet: &mut HashMap<Pid, Quiet>,
-    inodes: &HashMap<u64, SegmentId>,
+    inodes: &HashMap<u64, SegmentFile>,
 ) -> Sample {
     let mut sample = Sample::default();
     let mut seen: HashMap<SegmentId, Bits> = HashMap::new();
@@ -183,11 +205,10 @@ pub(crate) fn sample(
         sample.managed += view.pages();
         sample.unfit += view.unfit_pages;
         view.vmas = vmas.len() as u64;
-        for vma in vmas.iter().filter(|vma| !vma.shared && vma.write) {
-            let Some(segment) = inodes.get(&vma.inode) else { continue };
-            let pages = vma.range.pages().get();
-            let first = vma.offset / page_size();
-            let bits = seen.entry(*segment).or_insert_with(|| Bits::new(first + pages));
+        for vma in &vmas {
+            let Some(file) = inodes.get(&vma.inode) else { continue };
+            let Some((part, first)) = file.shown_by(vma) else { continue };
+            let bits = seen.entry(file.segment).or_insert_with(|| Bits::new(file.pages));
             let mut private = Vec::new();
             let request = ScanRequest {
                 inverted: Category::FILE,
@@ -195,18 +216,16 @@ pub(crate) fn sample(
                 ret: Category::PRESENT,
                 ..ScanRequest::default()
             };
-            if pagemap.scan_all(vma.range, &request, &mut private).is_err() {
+            if pagemap.scan_all(part, &request, &mut private).is_err() {
                 continue;
             }
             sample.vmas += 1;
-            let mut at = vma.range.start();
+            let mut at = part.start();
             let mut clean = |from: kernel::Vaddr, to: kernel::Vaddr| {
                 for page in from.page_index()..to.page_index() {
-                    let offset = first + (page - vma.range.start().page_index());
-                    bits.grow(offset + 1);
-                    bits.set(offset, true);
+                    bits.set(first + (page - part.start().page_index()), true);
                     sample.mapped += 1;
-                    *sample.used.entry(*segment).or_default() += 1;
+                    *sample.used.entry(file.segment).or_default() += 1;
                 }
             };
             for region in &private {
@@ -214,7 +233,7 @@ pub(crate) fn sample(
                 at = region.range.end();
                 sample.diverged += region.range.pages().get();
             }
-            clean(at, vma.range.end());
+            clean(at, part.end());
         }
         for area in &mut view.areas {
             if area.dropped.count() == 0 {
@@ -320,7 +339,8 @@ impl Books<'_> {
 }
 
 fn quantile(buckets: &[u64], share: f64) -> f64 {
-    let total: u64 = buckets.iter().sum();
+    // Members write these: their sum may be anything.
+    let total = buckets.iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
     let mut left = (total as f64 * share).ceil() as u64;
     for (index, count) in buckets.iter().enumerate() {
         if left <= *count && total > 0 {
@@ -329,4 +349,27 @@ fn quantile(buckets: &[u64], share: f64) -> f64 {
         left -= (*count).min(left);
     }
     0.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn counters_of_a_hostile_member_overflow_nothing() {
+        assert!(quantile(&[u64::MAX; BUCKETS], 0.999) > 0.0);
+        assert_eq!(quantile(&[0; BUCKETS], 0.5), 0.0);
+    }
+
+    #[test]
+    fn a_mapping_shows_no_more_than_the_segment_has() {
+        let file = SegmentFile { segment: SegmentId(1), device: (0, 1), pages: 4 };
+        let line = |text: &str| maps::parse_line(text.as_bytes()).unwrap();
+        let pages = |text: &str| file.shown_by(&line(text)).map(|(part, first)| (part.pages().get(), first));
+        assert_eq!(pages("10000000-7fff00000000 rw-p 00001000 00:01 7 /memfd:pagefold (deleted)"), Some((3, 1)));
+        assert_eq!(pages("10000000-10002000 rw-p 00000000 00:01 7 /memfd:pagefold (deleted)"), Some((2, 0)));
+        assert_eq!(pages("10000000-10002000 rw-p 7ffffffff000 00:01 7 /memfd:pagefold (deleted)"), None);
+        assert_eq!(pages("10000000-10002000 rw-p 00000000 08:01 7 /another file of this inode"), None);
+    }
 }

@@ -21,6 +21,8 @@ use crate::recovery::{Grounds, copy};
 
 /// How long an attendant sleeps before it looks whether it is still needed.
 const LOOK_UP: Duration = Duration::from_millis(200);
+/// How long the end of the threads is waited for.
+const END_WITHIN: Duration = Duration::from_secs(1);
 /// How long the checker looks for the next question before it sleeps: while a plan runs they come close together.
 const SPIN: Duration = Duration::from_micros(60);
 
@@ -70,8 +72,16 @@ impl Drop for Attendants {
     fn drop(&mut self) {
         self.attended.over.store(true, SeqCst);
         let _ = futex_wake(&self.attended.control.check.state, u32::MAX);
+        // A thread may be held up in the member's memory for as long as the member likes. It can do nothing more then
+        // than to end: what it would have done is not needed any more.
+        let deadline = Instant::now() + END_WITHIN;
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A member: a process whose helper has introduced itself.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,8 +12,8 @@ use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::BpfCheck;
 use kernel::{
-    MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd,
-    UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
+    MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap,
+    Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
@@ -24,6 +25,9 @@ use crate::wishes::RefusedKind;
 
 /// How long a helper may take for each step of its introduction. It is alive and has nothing else to do.
 const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// How long a message to a helper may wait for room. It reads what it is told before anything else.
+const LISTENING: Duration = Duration::from_millis(500);
 
 /// Room for a connection's first packet.
 const FIRST_PACKET_MAX: usize = 512;
@@ -87,6 +91,8 @@ pub(crate) struct Member {
     pub(crate) next_number: u32,
     /// A plan is with the helper.
     pub(crate) busy_since: Option<Instant>,
+    /// A message could not be delivered.
+    deaf: Cell<bool>,
     pub(crate) index: u32,
     /// Why the process is left alone for now.
     pub(crate) unfit: Option<&'static str>,
@@ -136,14 +142,24 @@ impl Member {
         apart
     }
 
-    /// Sends a message and rings the helper's bell. `false` if the helper is gone.
+    /// Sends a message and rings the helper's bell. `false` if the helper is gone, or did not listen once: nobody
+    /// waits for it again.
     pub(crate) fn tell(&self, message: Message, fd: Option<BorrowedFd<'_>>) -> bool {
         use std::sync::atomic::Ordering::SeqCst;
+        if self.deaf.get() {
+            return false;
+        }
         let fds: Vec<_> = fd.into_iter().collect();
-        let sent = self.link.send_timeout(&message.encode(), &fds, INTRODUCTION);
+        let sent = self.link.send_timeout(&message.encode(), &fds, LISTENING);
+        self.deaf.set(!matches!(sent, Ok(SendOutcome::Sent)));
         self.control().bell.fetch_add(1, SeqCst);
         let _ = futex_wake(&self.control().bell, u32::MAX);
-        matches!(sent, Ok(SendOutcome::Sent))
+        !self.deaf.get()
+    }
+
+    /// True if the helper hung up, speaks without being asked, or does not listen.
+    pub(crate) fn misbehaves(&self) -> bool {
+        self.deaf.get() || self.busy_since.is_none() && !matches!(self.hear(), Ok(None))
     }
 
     /// What the helper has sent, if anything; `Err` if it is gone or makes no sense.
@@ -280,6 +296,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         free_numbers: Vec::new(),
         next_number: 0,
         busy_since: None,
+        deaf: Cell::new(false),
         index: host.index,
         unfit: unfit(pid),
     })

@@ -1,6 +1,7 @@
 //! Orders to helpers: what is to be merged where, in plans that a helper executes, and what became of it.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ const PLAN_PAGES: usize = 1024;
 const PLAN_WITHIN: Duration = Duration::from_secs(20);
 /// Real-time CPU seconds in a row after which the kernel kills a helper: a plan takes a hundredth of that.
 const RT_LIMIT_US: u64 = 1_000_000;
+/// For how long a helper may keep its priority in one plan.
+const RAISED_FOR: Duration = Duration::from_millis(200);
 /// Most segments that a helper holds; the agent's table has room for as many.
 const SEGMENTS_MAX: usize = 4096;
 
@@ -56,6 +59,16 @@ impl Task {
 pub(crate) struct Order {
     pub(crate) area: Range,
     pub(crate) items: Vec<Item>,
+    /// Contents that the member was found to hold, in a strict partition: a segment is handed out only to who holds all
+    /// of it. Shared by the pieces of one order, since a segment's pages may fall into two.
+    held: Arc<HashSet<Fingerprint>>,
+}
+
+impl Order {
+    pub(crate) fn new(area: Range, items: Vec<Item>, strict: bool) -> Self {
+        let held = items.iter().filter(|_| strict).filter_map(|item| item.task.place()).map(|(_, held)| held).collect();
+        Self { area, items, held: Arc::new(held) }
+    }
 }
 
 /// Orders that wait for a helper, and the one that it has.
@@ -72,7 +85,8 @@ impl Queue {
     pub(crate) fn push(&mut self, mut order: Order) {
         while order.items.len() > PLAN_PAGES {
             let rest = order.items.split_off(PLAN_PAGES);
-            self.waiting.push_back(Order { area: order.area, items: order.items });
+            let held = Arc::clone(&order.held);
+            self.waiting.push_back(Order { area: order.area, items: order.items, held });
             order.items = rest;
         }
         if !order.items.is_empty() {
@@ -102,7 +116,7 @@ impl Queue {
             return true;
         };
         let keep = area.keep;
-        let actions = hand_out(member, partition, &order.items);
+        let actions = hand_out(member, partition, &order.items, &order.held);
         let control = member.control();
         let plan = &control.plan;
         if plan.state.load(SeqCst) == plan::READY {
@@ -146,7 +160,13 @@ impl Queue {
             Some(Message::Done { .. }) => {}
             Some(_) => return Err(()),
             None if since.elapsed() > PLAN_WITHIN => return Err(()),
-            None => return Ok(None),
+            None => {
+                if since.elapsed() > RAISED_FOR {
+                    // An honest helper is done long since. The limit alone does not stop one that sleeps now and then.
+                    lower(member);
+                }
+                return Ok(None);
+            }
         }
         lower(member);
         let plan = &member.control().plan;
@@ -178,16 +198,20 @@ fn mode(member: &Member, settings: &Settings) -> u32 {
 
 /// Gives the helper descriptors of all segments that the items need; an item whose segment it may not have gets no
 /// action.
-fn hand_out(member: &mut Member, partition: &Partition, items: &[Item]) -> Vec<Option<Action>> {
-    let held: HashSet<Fingerprint> = items.iter().filter_map(|item| item.task.place()).map(|(_, held)| held).collect();
+fn hand_out(
+    member: &mut Member,
+    partition: &Partition,
+    items: &[Item],
+    held: &HashSet<Fingerprint>,
+) -> Vec<Option<Action>> {
     let mut actions = Vec::with_capacity(items.len());
     for item in items {
         let action = match item.task {
             Task::DropZero => Some(Action::DropZero),
             Task::RetakeZero => Some(Action::RetakeZero),
             Task::Unmerge => Some(Action::Unmerge),
-            Task::Merge(place, _) => numbered(member, partition, place, &held).map(Action::Merge),
-            Task::Retake(place, _) => numbered(member, partition, place, &held).map(Action::Retake),
+            Task::Merge(place, _) => numbered(member, partition, place, held).map(Action::Merge),
+            Task::Retake(place, _) => numbered(member, partition, place, held).map(Action::Retake),
         };
         actions.push(action);
     }
@@ -213,8 +237,10 @@ fn give_segment(
     segment: SegmentId,
     held: &HashSet<Fingerprint>,
 ) -> Option<u32> {
-    let HandOut::File { file, pages } = partition.hand_out(segment, member.uid, |content| held.contains(&content))
-    else {
+    // The item that asks for the segment is a page of it, found in this member.
+    let strict = partition.options().strict;
+    let holds = |content| !strict || held.contains(&content);
+    let HandOut::File { file, pages } = partition.hand_out(segment, member.uid, holds) else {
         return None;
     };
     if member.segments.len() >= SEGMENTS_MAX {

@@ -1,7 +1,9 @@
 //! What the broker knows of a member's managed memory: its areas, their properties, the age of each page.
 
+use std::collections::HashMap;
+
 use abi::mark::Keep;
-use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, VmaUse, smaps};
+use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
 use page::{AgePolicy, Ages, PageId, PageNumber, PageRange, Spans};
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
@@ -28,7 +30,18 @@ pub(crate) struct View {
     pub(crate) vmas: u64,
     /// Pages of handed-over ranges that cannot be managed: shared, locked, of files...
     pub(crate) unfit_pages: u64,
+    /// Handed-over memory was left out because there is far more of it than the program uses, or in too many pieces.
+    /// Worth another look when the program has grown.
+    pub(crate) left_out: bool,
 }
+
+/// Managed pages for each resident page, at most: a byte and a bit are kept for each, and a program can hand over the
+/// whole address space without using any of it.
+const PAGES_FOR_EACH: u64 = 16;
+/// Managed pages that any program may have: 4 GiB of small pages.
+const PAGES_FOR_ALL: u64 = 1 << 20;
+/// Areas of one member. Each costs a few system calls in each cycle.
+const AREAS_MAX: usize = 4096;
 
 impl View {
     /// Reads the layout anew. `false` if the process is gone.
@@ -42,14 +55,36 @@ impl View {
         spans: &mut Spans,
     ) -> bool {
         let Ok(vmas) = smaps::read(pid) else { return false };
+        self.arrange(&vmas, epoch, ranges, policy, owner, spans);
+        true
+    }
+
+    fn arrange(
+        &mut self,
+        vmas: &[VmaUse],
+        epoch: u32,
+        ranges: &[Range],
+        policy: AgePolicy,
+        owner: u32,
+        spans: &mut Spans,
+    ) {
         self.vmas = vmas.len() as u64;
-        let (wanted, stored, unfit) = areas_of(&vmas, ranges);
+        let (wanted, stored, unfit) = areas_of(vmas, ranges);
         self.unfit_pages = unfit;
-        let mut old: Vec<Area> = std::mem::take(&mut self.areas);
+        self.left_out = false;
+        let resident: u64 = vmas.iter().map(|vma| vma.memory.rss.pages().get()).sum();
+        let mut room = resident.saturating_mul(PAGES_FOR_EACH).max(PAGES_FOR_ALL);
+        let mut old: HashMap<Vaddr, Area> = self.areas.drain(..).map(|area| (area.range.start(), area)).collect();
         for (range, keep) in wanted {
-            let kept = old.iter().position(|area| area.range == range);
-            let area = match kept {
-                Some(index) => Area { keep, tracked: false, ..old.swap_remove(index) },
+            if range.pages().get() > room || self.areas.len() == AREAS_MAX {
+                self.unfit_pages += range.pages().get();
+                self.left_out = true;
+                continue;
+            }
+            room -= range.pages().get();
+            let kept = old.get(&range.start()).is_some_and(|area| area.range == range);
+            let area = match if kept { old.remove(&range.start()) } else { None } {
+                Some(area) => Area { keep, tracked: false, ..area },
                 None => {
                     let pages = numbers(range);
                     let Some(first) = spans.add(owner, pages) else { continue };
@@ -62,7 +97,9 @@ impl View {
                         dropped: Bits::new(pages.pages()),
                     };
                     // What lies in the store already, after a change of the layout.
-                    for part in stored.iter().filter_map(|stored| stored.intersect(&range)) {
+                    let from = stored.partition_point(|stored| stored.end() <= range.start());
+                    let inside = stored[from..].iter().take_while(|stored| stored.start() < range.end());
+                    for part in inside.filter_map(|stored| stored.intersect(&range)) {
                         numbers(part).iter().for_each(|page| area.ages.merged(page));
                     }
                     area
@@ -70,12 +107,11 @@ impl View {
             };
             self.areas.push(area);
         }
-        for area in old {
+        for area in old.into_values() {
             spans.remove(area.first);
         }
         self.areas.sort_by_key(|area| area.range.start());
         self.epoch = Some(epoch);
-        true
     }
 
     /// Forgets everything.
@@ -87,7 +123,7 @@ impl View {
 
     /// The area of a page.
     pub(crate) fn area_of(&mut self, page: PageNumber) -> Option<&mut Area> {
-        let address = kernel::Vaddr(page.address(kernel::page_size()));
+        let address = Vaddr(page.address(kernel::page_size()));
         let index = self.areas.partition_point(|area| area.range.end() <= address);
         self.areas.get_mut(index).filter(|area| area.range.contains(address))
     }
@@ -229,12 +265,53 @@ impl Bits {
     }
 }
 
-impl Bits {
-    /// Makes room for `len` numbers.
-    pub(crate) fn grow(&mut self, len: u64) {
-        let words = usize::try_from(len.div_ceil(64)).expect("a bit for each page fits into memory");
-        if words > self.0.len() {
-            self.0.resize(words, 0);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn range(start: u64, pages: u64) -> Range {
+        Range::from_pages(Vaddr(start), kernel::PageCount(pages)).unwrap()
+    }
+
+    /// Memory of a process of its own: the views are made of real mappings.
+    #[test]
+    fn the_whole_address_space_is_not_managed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid(i32::try_from(child.id()).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut view = View::default();
+        let mut spans = Spans::new();
+        let everything = range(0, (1 << 47) / kernel::page_size());
+        assert!(view.refresh(pid, 1, &[everything], AgePolicy::default(), 1, &mut spans));
+        assert!(!view.areas.is_empty() && !view.left_out);
+        let vmas: Vec<VmaUse> = smaps::read(pid).unwrap();
+        // The same process with one mapping of 100 TiB that it does not use, and one of an ordinary size.
+        let mut huge = vmas.iter().find(|vma| keep_of(vma, false).is_some()).unwrap().clone();
+        huge.vma.range = range(1 << 40, (100 << 40) / kernel::page_size());
+        let mut small = huge.clone();
+        small.vma.range = range(120 << 40, 64);
+        view.arrange(&[huge, small], 2, &[everything], AgePolicy::default(), 1, &mut spans);
+        assert!(view.left_out);
+        assert_eq!(view.pages(), 64);
+        assert!(view.unfit_pages >= (100 << 40) / kernel::page_size());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_area_of_another_length_gives_its_ids_back() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid(i32::try_from(child.id()).unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let mut vma = smaps::read(pid).unwrap().into_iter().find(|vma| keep_of(vma, false).is_some()).unwrap();
+        let (mut view, mut spans) = (View::default(), Spans::new());
+        for pages in [64, 32, 64, 16] {
+            vma.vma.range = range(1 << 40, pages);
+            view.arrange(&[vma.clone()], 1, &[range(1 << 40, 64)], AgePolicy::default(), 1, &mut spans);
+            assert_eq!((spans.len(), view.pages()), (1, pages));
         }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -15,7 +15,8 @@ pub(crate) fn broker() {
         _ => CheckChoice::Auto,
     };
     let settings = Settings {
-        stable: Some(Duration::from_millis(200)),
+        // Long cycles: victims that fill their memory together are to be due together.
+        stable: Some(Duration::from_millis(800)),
         check,
         guardian: Some((std::env::current_exe().unwrap(), vec!["--guardian".to_owned()])),
         ..Settings::default()

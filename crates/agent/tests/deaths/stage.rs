@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use kernel::{Pid, Pidfd, Signal, signals};
 
 /// After that long something hangs.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(30);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(90);
 /// How long helpers may take to come to their step.
-const ARRIVE: Duration = Duration::from_secs(6);
+const ARRIVE: Duration = Duration::from_secs(20);
 
 /// What outer cargo passes on and must not reach the inner one.
 const OUTER: [&str; 6] = [

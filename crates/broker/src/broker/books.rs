@@ -19,6 +19,9 @@ impl Broker {
         self.sampled = Instant::now();
         for member in &mut self.members {
             member.unfit = unfit(member.pid);
+            if member.view.left_out {
+                member.view.epoch = None;
+            }
         }
         let now = Instant::now();
         let segments: Vec<SegmentId> = self.inode_of.keys().copied().collect();

@@ -14,7 +14,7 @@ use page::{AgePolicy, CandidateIndex, SegmentId, Spans};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use store::{FillBuffer, Options, Partition};
 
-use crate::account::{Sample, Totals};
+use crate::account::{Sample, SegmentFile, Totals};
 use crate::cycle::Eyes;
 use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
@@ -57,7 +57,7 @@ pub struct Broker {
     next_index: u32,
     totals: Totals,
     /// Inodes of segments, for reading mappings.
-    inodes: HashMap<u64, SegmentId>,
+    inodes: HashMap<u64, SegmentFile>,
     inode_of: HashMap<SegmentId, u64>,
     device: Option<OwnedFd>,
     exact: bool,
@@ -228,7 +228,7 @@ impl Broker {
             if program_ended {
                 member.tell(Message::Leave, None);
             }
-            if !program_ended && !member.helper_ended() {
+            if !program_ended && !member.helper_ended() && !member.misbehaves() {
                 index += 1;
                 continue;
             }

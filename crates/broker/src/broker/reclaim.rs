@@ -28,12 +28,13 @@ impl Broker {
         let mut orders = Vec::new();
         for segment in dead {
             self.partition.withdraw(segment);
-            let Some(inode) = self.inode_of.get(&segment) else { continue };
+            let inode = self.inode_of.get(&segment);
+            let Some((inode, file)) = inode.and_then(|inode| Some((*inode, self.inodes.get(inode)?))) else { continue };
             for member in &self.members {
                 let vmas = maps::read(member.pid).unwrap_or_default();
-                let pages = vmas.iter().filter(|vma| vma.inode == *inode && !vma.shared && vma.write);
-                let items: Vec<Item> = pages
-                    .flat_map(|vma| vma.range.start().page_index()..vma.range.end().page_index())
+                let shown = vmas.iter().filter(|vma| vma.inode == inode).filter_map(|vma| file.shown_by(vma));
+                let items: Vec<Item> = shown
+                    .flat_map(|(part, _)| part.start().page_index()..part.end().page_index())
                     .map(|page| Item { address: page * page_size(), task: Task::Unmerge })
                     .collect();
                 orders.push((member.index, items));

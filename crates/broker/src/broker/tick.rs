@@ -10,6 +10,7 @@ use page::{Location, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Broker;
+use crate::account::SegmentFile;
 use crate::cycle::{Findings, Look, Regions, fill, look};
 use crate::order::{Item, Order, Queue, Result1, Task};
 use crate::view::numbers;
@@ -98,8 +99,7 @@ impl Broker {
         if findings.is_empty() {
             return;
         }
-        let attended: HashMap<u32, _> =
-            self.members.iter().map(|member| (member.index, member.attended())).collect();
+        let attended: HashMap<u32, _> = self.members.iter().map(|member| (member.index, member.attended())).collect();
         let memory_of = |owner: u32| attended.get(&owner).map(|attended| &attended.memory);
         let members = &mut self.members;
         let kind_of = |location: Location| {
@@ -122,11 +122,12 @@ impl Broker {
             if self.inode_of.contains_key(&place.segment) {
                 continue;
             }
-            if let store::HandOut::File { file, .. } =
+            if let store::HandOut::File { file, pages } =
                 self.partition.hand_out(place.segment, self.settings.uid, |_| true)
-                && let Ok((_, inode)) = memfd::identity(file)
+                && let Ok((device, inode)) = memfd::identity(file)
             {
-                self.inodes.insert(inode, place.segment);
+                let device = (rustix::fs::major(device), rustix::fs::minor(device));
+                self.inodes.insert(inode, SegmentFile { segment: place.segment, device, pages: pages.into() });
                 self.inode_of.insert(place.segment, inode);
             }
         }
@@ -140,6 +141,7 @@ impl Broker {
         let cap = self.settings.vmas.min(self.max_map_count * 3 / 4);
         let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
         let member = &mut self.members[position];
+        let strict = self.partition.options().strict;
         let mut budget = cap.saturating_sub(member.view.vmas);
         let mut orders = Vec::new();
         let mut refused = 0;
@@ -188,7 +190,7 @@ impl Broker {
             }
             for items in [plain, diverged] {
                 if !items.is_empty() {
-                    orders.push(Order { area: area.range, items });
+                    orders.push(Order::new(area.range, items, strict));
                 }
             }
         }
