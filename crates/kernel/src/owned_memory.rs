@@ -28,7 +28,7 @@ impl OwnedMemory {
     /// # Errors
     /// What mmap(2) says.
     pub fn anonymous(pages: PageCount) -> io::Result<Self> {
-        let length = usize::try_from(pages.bytes().get()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let length = usize::try_from(pages.bytes().get()).map_err(|_too_long| io::ErrorKind::OutOfMemory)?;
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: the kernel chooses the address, so no existing memory is touched.
         let pointer = unsafe { libc::mmap(std::ptr::null_mut(), length, prot, flags, -1, 0) };
