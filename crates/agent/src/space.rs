@@ -31,6 +31,10 @@ pub(crate) const SCRATCH: u64 = 2 << 20;
 const CHECK_WITHIN_NS: u64 = 1_000_000;
 /// How often the answer is looked for before the helper sleeps on it.
 const CHECK_SPINS: u32 = 2_000;
+/// How long a fork's event may stay unread. Longer only if nobody reads it who should.
+const FORK_WITHIN_NS: u64 = 2_000_000_000;
+/// Pause between two looks at it.
+const FORK_PAUSE_NS: u64 = 50_000;
 /// Pause between two tries at a busy gate.
 const PAUSE_NS: u64 = 500_000;
 
@@ -80,6 +84,23 @@ impl Space {
         let result = self.ioctl(self.uffd, UFFDIO_MOVE, (&raw mut request) as u64);
         let moved = if request.moved > 0 { request.moved as u64 } else { 0 };
         if result == 0 { (len, 0) } else { (moved, if request.moved < 0 { -request.moved } else { -result }) }
+    }
+
+    /// Waits while a fork that the gate did not see is being dealt with: its child gets what the journal says is frozen,
+    /// so the journal must not change before.
+    fn let_forks_pass(&self) {
+        let begun = sys::monotonic();
+        while self.fork_is_pending() && sys::monotonic().saturating_sub(begun) < FORK_WITHIN_NS {
+            sys::sleep_ns(FORK_PAUSE_NS);
+        }
+    }
+
+    /// The kernel answers EAGAIN to every copy, before it looks at what is to be copied (here: nothing), while an event
+    /// of a fork has not been read. From then on the reader says that it is at work.
+    fn fork_is_pending(&self) -> bool {
+        let mut request = UffdioCopy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
+        self.ioctl(self.uffd, UFFDIO_COPY, (&raw mut request) as u64) == -errno::EAGAIN
+            || self.control.filling.load(SeqCst) != 0
     }
 
     /// Copies one scratch page back into a registered hole.
@@ -346,6 +367,7 @@ impl AddressSpace for Space {
     fn journal_end(&mut self) {
         #[cfg(feature = "faults")]
         crate::faults::step();
+        self.let_forks_pass();
         self.control.journal.state.store(journal::IDLE, SeqCst);
         self.control.journal.count.store(0, SeqCst);
     }
@@ -375,6 +397,8 @@ impl AddressSpace for Space {
     fn thaw(&mut self, kind: FreezeKind, pages: Pages, slot: Slot) -> bool {
         let from = self.slot(kind, slot);
         let mut done = 0;
+        // While a fork waits for its event to be read the kernel refuses to move or copy anything.
+        self.let_forks_pass();
         match kind {
             FreezeKind::Move => {
                 done = self.move_pages(pages.start, from, bytes(pages)).0;

@@ -132,20 +132,33 @@ fn read_events(attended: &Attended) {
             Ok(false) => continue,
             Err(_) => return,
         }
-        loop {
-            match attended.uffd.read_event() {
-                Ok(Some(Event::Fork { uffd })) => fill_child(attended, &uffd),
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(_) => return,
-            }
+        if !fill_children(attended) {
+            return;
         }
     }
 }
 
+/// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
+///
+/// The helper is kept from ending its batch meanwhile: until an event is read it sees that from the kernel, afterwards
+/// from the word that is set here before.
+pub(crate) fn fill_children(attended: &Attended) -> bool {
+    attended.control.filling.store(1, SeqCst);
+    let alive = loop {
+        match attended.uffd.read_event() {
+            Ok(Some(Event::Fork { uffd })) => fill_child(attended, &uffd),
+            Ok(Some(_)) => {}
+            Ok(None) => break true,
+            Err(_) => break false,
+        }
+    };
+    attended.control.filling.store(0, SeqCst);
+    alive
+}
+
 /// A fork went past the gate. If pages were frozen at that moment, the child has holes where they belong: fill them
 /// before the child's descriptor is closed, which lets the child go on.
-pub(crate) fn fill_child(attended: &Attended, child: &Uffd) {
+fn fill_child(attended: &Attended, child: &Uffd) {
     let journal = &attended.control.journal;
     let scratch = match journal.state.load(SeqCst) {
         journal::PLAIN => attended.grounds.scratch,

@@ -13,9 +13,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use abi::control::Control;
-use kernel::{Event, MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
+use kernel::{MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
 
-use crate::attendant::{Attended, fill_child};
+use crate::attendant::{Attended, fill_children};
 use crate::member::Member;
 use crate::recovery::{Grounds, recover};
 
@@ -125,11 +125,7 @@ fn look_after(ward: &Ward) {
     while !ward.helper.exited().unwrap_or(true) {
         let readable = kernel::pidfd::poll_in(ward.attended.uffd.as_fd(), Some(Duration::from_millis(20)));
         if readable.is_ok_and(|readable| readable) {
-            while let Ok(Some(event)) = ward.attended.uffd.read_event() {
-                if let Event::Fork { uffd } = event {
-                    fill_child(&ward.attended, &uffd);
-                }
-            }
+            fill_children(&ward.attended);
         }
     }
     recover(&ward.attended);

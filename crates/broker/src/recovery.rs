@@ -58,6 +58,7 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
         journal.state.store(journal::IDLE, SeqCst);
     }
+    control.filling.store(0, SeqCst);
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);
     let _ = futex_wake(&control.gate.writer, u32::MAX);
