@@ -270,3 +270,33 @@ fn unmerging_goes_on_in_a_process_that_is_left_alone() {
         assert_eq!(scene.run().outcomes, [outcome]);
     }
 }
+
+/// The protection has changed past the mark: what is mapped counts.
+#[test]
+fn a_mapping_whose_mark_is_out_of_date_is_left() {
+    let mut scene = Scene::new(&[(Init::Diverged(at(2), 1), Some(Action::Retake(at(1)))), (Init::Empty, None)]);
+    let address = scene.space.address(0);
+    for prot in [0, 1, 7] {
+        let keep = READ_WRITE.with(prot, 7);
+        scene.space.pages.get_mut(&address).unwrap().keep = keep;
+        let mut space = scene.space.clone();
+        assert_eq!(execute(&mut space, &scene.order, &scene.plan).1, [Outcome::LayoutChanged]);
+        assert_eq!(space.pages[&address].keep, keep);
+    }
+}
+
+/// Each page gets memory with the properties that its own mark has.
+#[test]
+fn an_unmerged_page_has_the_properties_of_its_mark() {
+    let mut scene = Scene::new(&[
+        (Init::Clean(at(1)), Some(Action::Unmerge)),
+        (Init::Clean(at(2)), Some(Action::Unmerge)),
+        (Init::Clean(at(3)), Some(Action::Unmerge)),
+        (Init::Empty, None),
+    ]);
+    let own = READ_WRITE.with(abi::mark::Keep::NORESERVE, 0);
+    let addresses = [0, 1, 2].map(|index| scene.space.address(index));
+    scene.space.marks.insert(addresses[1], Mark::merged(own));
+    assert_eq!(execute(&mut scene.space, &scene.order, &scene.plan).1, [Outcome::Unmerged; 3]);
+    assert_eq!(addresses.map(|address| scene.space.pages[&address].keep), [READ_WRITE, own, READ_WRITE]);
+}

@@ -161,3 +161,29 @@ fn nothing_is_done_at_address_0() {
         assert_eq!(scene.run().outcomes, [Outcome::Invalid]);
     }
 }
+
+#[test]
+fn an_address_inside_a_page_is_no_page() {
+    for action in outcomes::ACTIONS {
+        let mut scene =
+            Scene::new(&[(Init::Anonymous(1), None), (Init::Diverged(at(2), 1), None), (Init::Empty, None)]);
+        scene.plan = [BASE + 8, BASE + 4096 + 2048, BASE + 8191].map(|address| Entry { address, action }).into();
+        assert_eq!(scene.run().outcomes, [Outcome::Invalid; 3]);
+    }
+}
+
+/// The page table is looked at for one window at a time.
+#[test]
+fn entries_may_lie_far_apart() {
+    for (init, action, outcome) in [
+        (Init::Anonymous(1), Action::Merge(at(1)), Outcome::Merged),
+        (Init::Diverged(at(2), 1), Action::Retake(at(1)), Outcome::Retaken),
+    ] {
+        let mut pages = vec![(init, None); 1600];
+        for index in [0, 510, 511, 1022, 1023, 1535] {
+            pages[index].1 = Some(action);
+        }
+        let run = Scene::new(&pages).run();
+        assert_eq!(kinds(&run.outcomes), [outcome as u32].into());
+    }
+}

@@ -100,8 +100,9 @@ fn without_an_exact_check_what_is_diverged_stays() {
         (Init::Empty, None),
     ];
     for oracle in [Oracle::Collapse, Oracle::None] {
-        let outcomes = Scene::new(&pages).checked_by(oracle).run().outcomes;
-        assert_eq!(outcomes, [Outcome::NoCheck, Outcome::NoCheck, Outcome::Unmerged, Outcome::Unmerged]);
+        let run = Scene::new(&pages).checked_by(oracle).run();
+        assert_eq!(run.outcomes, [Outcome::NoCheck, Outcome::NoCheck, Outcome::Unmerged, Outcome::Unmerged]);
+        assert!(!run.space.worked_on.contains(&run.space.address(0)), "nobody waits for a check that there is not");
     }
     let outcomes = Scene::new(&pages).vouched().run().outcomes;
     assert_eq!(outcomes, [Outcome::Retaken, Outcome::Unmerged, Outcome::Unmerged, Outcome::Unmerged]);
