@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use broker::{AgentFiles, Broker, BrokerHandle, CheckChoice, Settings, Summary};
 use kernel::launch::{Launch, LaunchError, Launched};
+use kernel::probe::Missing;
 use kernel::signals::{self, SignalFd};
 use kernel::{Pid, Signal};
 use ksm::{Layout, StackLimit};
@@ -103,7 +104,10 @@ fn start(args: &RunArgs, signals: &SignalFd, say: &dyn Fn(&str)) -> Result<(Opti
     let managed = match manage(args) {
         Ok(managed) => Some(managed),
         Err(error) => {
-            say(&format!("the command runs unmanaged: {error:#}"));
+            let way_out = error
+                .downcast_ref::<Missing>()
+                .map_or_else(String::new, |missing| format!("; way out: {}, or --backend ksm", missing.remedy));
+            say(&format!("the command runs unmanaged: {error:#}{way_out}"));
             None
         }
     };
