@@ -9,6 +9,7 @@ mod args;
 mod demo;
 mod demo_ksm;
 mod demo_store;
+mod demo_worker;
 mod doctor;
 mod ksm_run;
 mod later;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -197,6 +198,18 @@ impl Partition {
         Ok(report)
     }
 
+    /// [`Partition::merge_quiescent`] of memory that the caller has borrowed for itself alone: then there is nothing to
+    /// vouch for.
+    ///
+    /// # Errors
+    /// As [`Partition::merge_quiescent`].
+    #[allow(unsafe_code, reason = "the borrow is the proof that the function below wants")]
+    pub fn merge_exclusive<T: Plain>(&self, memory: &mut [T]) -> Result<MergeReport, Error> {
+        let Some(range) = whole_pages(memory) else { return Ok(MergeReport::default()) };
+        // SAFETY: nobody else can use the memory while it is mutably borrowed, and all its bytes have values.
+        unsafe { self.merge_quiescent(range) }
+    }
+
     /// The state of the partition as a JSON document.
     ///
     /// # Errors
@@ -230,6 +243,19 @@ impl AsFd for Partition {
         self.descriptor.as_fd()
     }
 }
+
+/// Integers and atomics: types whose every byte has a value.
+pub trait Plain: sealed::Sealed {}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! plain {
+    ($($kind:ty)*) => { $(impl sealed::Sealed for $kind {} impl Plain for $kind {})* };
+}
+
+plain! { u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64 AtomicU8 AtomicU16 AtomicU32 AtomicU64 AtomicUsize }
 
 /// The whole pages inside a piece of memory; `None` if there are none.
 #[must_use]

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use rustix::pipe::{IoSliceRaw, SpliceFlags};
@@ -76,12 +77,22 @@ impl BpfCheck {
     /// # Errors
     /// [`Unavailable`], with the missing capability where it is one.
     pub fn new() -> Result<Self, Unavailable> {
+        /// Where the running kernel keeps its counts: the same for as long as this process lives, and megabytes of
+        /// type information to find out.
+        static FOUND: OnceLock<(u64, u64, u64)> = OnceLock::new();
         capable()?;
-        let layout = Layout::of_running_kernel()?;
         let reader = Reader::load()?;
-        let vmemmap = find_vmemmap(&reader, &layout)?;
-        let mut check = Self { reader, vmemmap, struct_page: layout.struct_page, refcount: layout.refcount };
+        let (vmemmap, struct_page, refcount) = match FOUND.get() {
+            Some(found) => *found,
+            None => {
+                let layout = Layout::of_running_kernel()?;
+                (find_vmemmap(&reader, &layout)?, layout.struct_page, layout.refcount)
+            }
+        };
+        let mut check = Self { reader, vmemmap, struct_page, refcount };
         check.self_test()?;
+        // Only what has passed its test is used again, and each check is tested.
+        let _ = FOUND.set((vmemmap, struct_page, refcount));
         Ok(check)
     }
 
