@@ -525,6 +525,7 @@ impl AddressSpace for Space {
         if slots == 0 {
             return;
         }
+        self.let_forks_pass();
         let (start, len) = (self.slot(kind, 0), slots as u64 * PAGE);
         match kind {
             FreezeKind::Move => {

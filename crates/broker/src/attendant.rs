@@ -145,8 +145,15 @@ fn read_events(attended: &Attended) {
 pub(crate) fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
     let alive = loop {
+        // Before the event is read: that lets the parent go on, which may write to its pages at once.
+        let frozen = frozen_pages(attended);
         match attended.uffd.read_event() {
-            Ok(Some(Event::Fork { uffd })) => fill_child(attended, &uffd),
+            Ok(Some(Event::Fork { uffd })) => {
+                // The child waits at its holes until its descriptor is closed.
+                for (place, content) in &frozen {
+                    let _ = copy(&uffd, *place, content);
+                }
+            }
             Ok(Some(_)) => {}
             Ok(None) => break true,
             Err(_) => break false,
@@ -156,32 +163,36 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
     alive
 }
 
-/// A fork went past the gate. If pages were frozen at that moment, the child has holes where they belong: fill them
-/// before the child's descriptor is closed, which lets the child go on.
-fn fill_child(attended: &Attended, child: &Uffd) {
+/// What the journal says is frozen, or was in this batch, with its place: a fork that went past the gate at such a
+/// moment has left holes in the child.
+fn frozen_pages(attended: &Attended) -> Vec<(Vaddr, Vec<u8>)> {
     let journal = &attended.control.journal;
     let scratch = match journal.state.load(SeqCst) {
         journal::PLAIN => attended.grounds.scratch,
         journal::DIVERGED => attended.grounds.diverged_scratch,
-        _ => return,
+        _ => return Vec::new(),
     };
-    let mut entries = [PagemapEntry(0); BATCH_MAX];
-    if !attended.pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
-        return;
-    }
-    let mut buffer = vec![0; usize::try_from(page_size()).expect("a page is small")];
     let count = (journal.count.load(SeqCst) as usize).min(BATCH_MAX);
-    for (slot, entry) in entries.iter().enumerate().take(count) {
-        let source = Vaddr(journal.source[slot].load(SeqCst));
-        if source.get() == 0 || !source.is_page_aligned() {
-            continue;
+    let there = |slot: usize| {
+        let mut entries = [PagemapEntry(0); BATCH_MAX];
+        let read = attended.pagemap.entries(scratch, &mut entries);
+        read.is_ok_and(|read| read == BATCH_MAX) && entries[slot].present()
+    };
+    let read = |at: Vaddr| {
+        let mut content = vec![0; usize::try_from(page_size()).expect("a page is small")];
+        let whole = attended.memory.read(at, &mut content).is_ok_and(|read| read.bytes().get() == page_size());
+        whole.then_some(content)
+    };
+    let page = |slot: usize| {
+        let place = Vaddr(journal.source[slot].load(SeqCst));
+        if place.get() == 0 || !place.is_page_aligned() {
+            return None;
         }
-        // Back in its place already: the same bytes, unless the program has written them since the fork.
-        let at =
-            if entry.present() { scratch.checked_add(kernel::PageCount(slot as u64).bytes()) } else { Some(source) };
-        let Some(at) = at else { continue };
-        if attended.memory.read(at, &mut buffer).is_ok_and(|read| read.bytes().get() == page_size()) {
-            let _ = copy(child, source, &buffer);
-        }
-    }
+        let at = scratch.checked_add(kernel::PageCount(slot as u64).bytes())?;
+        // Still there after it was read: else what was read could be anything.
+        let frozen = if there(slot) { read(at).filter(|_| there(slot)) } else { None };
+        // Back in its place, or replaced by a page with the same bytes.
+        Some((place, frozen.or_else(|| read(place))?))
+    };
+    (0..count).filter_map(page).collect()
 }
