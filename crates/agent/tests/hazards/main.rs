@@ -11,14 +11,17 @@
 #![allow(missing_docs, reason = "tests")]
 
 mod advices;
+mod forks;
+mod mappings;
 mod stand;
 mod table;
 mod victim;
+mod writers;
 
 use victim::Victim;
 
 /// Everything that a victim can be.
-const VICTIMS: [&[Victim]; 2] = [advices::VICTIMS, table::VICTIMS];
+const VICTIMS: &[&[Victim]] = &[advices::VICTIMS, forks::VICTIMS, mappings::VICTIMS, table::VICTIMS, writers::VICTIMS];
 
 /// Runs before `main`, on the main thread: a victim never reaches the test harness.
 #[unsafe(link_section = ".init_array")]

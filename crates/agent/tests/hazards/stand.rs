@@ -73,7 +73,8 @@ impl Stand {
     /// The test would prove nothing if nothing had been merged.
     pub(crate) fn assert_merged(&self, at_least: u64) {
         let summary = self.summary();
-        assert!(summary.merges >= at_least, "{} pages merged, refused {:?}", summary.merges, summary.refused);
+        let merged = summary.merges + summary.retaken;
+        assert!(merged >= at_least, "{merged} pages merged, {} again, refused {:?}", summary.retaken, summary.refused);
     }
 }
 
@@ -102,6 +103,7 @@ pub(crate) struct Running {
     broker: Option<Arc<BrokerHandle>>,
     dense: Vec<(Arc<AtomicBool>, JoinHandle<u64>)>,
     started: Instant,
+    watchdog: Duration,
 }
 
 impl Running {
@@ -132,7 +134,13 @@ impl Running {
             }),
         ];
         let input = child.stdin.take();
-        Self { child, input, lines, log, readers, broker, dense: Vec::new(), started: Instant::now() }
+        Self { child, input, lines, log, readers, broker, dense: Vec::new(), started: Instant::now(), watchdog: WATCHDOG }
+    }
+
+    /// Another time after which it counts as hanging.
+    pub(crate) fn within(mut self, watchdog: Duration) -> Self {
+        self.watchdog = watchdog;
+        self
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -173,8 +181,16 @@ impl Running {
         }
     }
 
+    /// Serves until the victim has asked for dense merging.
+    pub(crate) fn expect_dense(&mut self) {
+        while self.dense.is_empty() {
+            let Some(line) = self.next_line() else { self.fail("it never asked for dense merging") };
+            self.serve(&line);
+        }
+    }
+
     fn next_line(&mut self) -> Option<String> {
-        let left = WATCHDOG.saturating_sub(self.started.elapsed());
+        let left = self.watchdog.saturating_sub(self.started.elapsed());
         match self.lines.recv_timeout(left) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -194,7 +210,10 @@ impl Running {
                     Vec::new()
                 };
                 let report = merge(&broker, number(1) as i32, ranges);
-                self.note(&format!("  {} merged, {} zero, refused {:?}", report.pages_merged, report.zero_pages, report.refused));
+                self.note(&format!(
+                    "  {} merged, {} zero, refused {:?}",
+                    report.pages_merged, report.zero_pages, report.refused
+                ));
                 self.say(&format!("{}", report.pages_merged + report.zero_pages));
             }
             Some("dense") => {
@@ -233,7 +252,7 @@ impl Running {
         let status = loop {
             match self.child.try_wait().expect("it is a child") {
                 Some(status) => break status,
-                None if self.started.elapsed() > WATCHDOG => self.fail("it does not end"),
+                None if self.started.elapsed() > self.watchdog => self.fail("it does not end"),
                 None => std::thread::sleep(Duration::from_millis(2)),
             }
         };

@@ -168,7 +168,12 @@ impl Region {
 
     pub(crate) fn unmap(self) {
         // SAFETY: the victim's own memory, not used afterwards.
-        assert_eq!(unsafe { libc::munmap(self.pointer(0), self.len()) }, 0, "munmap: {}", std::io::Error::last_os_error());
+        assert_eq!(
+            unsafe { libc::munmap(self.pointer(0), self.len()) },
+            0,
+            "munmap: {}",
+            std::io::Error::last_os_error()
+        );
     }
 
     pub(crate) fn mergeable(&self) {
@@ -194,7 +199,8 @@ impl Region {
             let to = rest.split(' ').next().expect("a line of maps");
             let from = usize::from_str_radix(from, 16).expect("an address").max(self.start);
             let to = usize::from_str_radix(to, 16).expect("an address").min(self.end());
-            if from < to && line.split(' ').nth(1).is_some_and(|flags| flags.starts_with("rw") || flags.ends_with('p')) {
+            if from < to && line.split(' ').nth(1).is_some_and(|flags| flags.starts_with("rw") || flags.ends_with('p'))
+            {
                 stored.extend((from..to).step_by(page()).map(|address| (address - self.start) / page()));
             }
         }
