@@ -7,4 +7,5 @@
 
 pub mod guest;
 pub mod report;
+pub mod soak;
 pub mod vm;

@@ -32,6 +32,8 @@ pub struct Settings {
     pub store_limit: Option<u64>,
     /// Most mappings that merging may add to one process; the kernel's limit less a reserve where that is lower.
     pub vmas: u64,
+    /// Merging rests while more threads than this are runnable for each CPU, of the whole machine.
+    pub runnable_per_cpu: u64,
     /// The user whose processes may be members.
     pub uid: u32,
     /// How to start a guardian: program and arguments before the descriptor number. `None`: no guardian.
@@ -49,6 +51,7 @@ impl Default for Settings {
             stable: None,
             store_limit: None,
             vmas: 30_000,
+            runnable_per_cpu: 8,
             uid: rustix::process::geteuid().as_raw(),
             guardian: None,
             priority: true,

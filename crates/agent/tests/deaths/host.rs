@@ -18,6 +18,8 @@ pub(crate) fn broker() {
         // Long cycles: victims that fill their memory together are to be due together.
         stable: Some(Duration::from_millis(800)),
         check,
+        // Whatever else the machine does meanwhile.
+        runnable_per_cpu: u64::MAX,
         guardian: Some((std::env::current_exe().unwrap(), vec!["--guardian".to_owned()])),
         ..Settings::default()
     };

@@ -19,15 +19,14 @@ use crate::view::numbers;
 pub(super) const FILL_AT_ONCE: usize = 256;
 /// A zero page is dropped after so many times the settling time: its program may be about to use it.
 const ZERO_PATIENCE: u32 = 4;
-/// Merging rests while more threads are runnable than this for each CPU.
-const RUNNABLE_PER_CPU: u64 = 8;
 
 impl Broker {
     /// One cycle of user-space scanning: watch writes, look at what has settled, merge what has a twin.
     pub(super) fn tick(&mut self) {
         let mut findings = Findings::default();
         let mut regions = Regions::new();
-        let rest = runnable().is_some_and(|runnable| runnable > self.cpus * RUNNABLE_PER_CPU);
+        let rest =
+            runnable().is_some_and(|runnable| runnable > self.cpus.saturating_mul(self.settings.runnable_per_cpu));
         if rest {
             self.totals.held_back += self.interval.unwrap_or_default();
         }

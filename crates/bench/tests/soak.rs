@@ -1,0 +1,18 @@
+//! A short soak. The long one is `bench soak`.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use bench::soak::{SoakArgs, run};
+use clap::{Args as _, FromArgMatches as _};
+
+#[test]
+fn a_short_soak_finds_every_byte_in_place() {
+    if let Err(missing) = kernel::probe::Features::probe().live_merge() {
+        println!("skipped: {missing}");
+        return;
+    }
+    let command = SoakArgs::augment_args(clap::Command::new("soak"));
+    let matches = command.get_matches_from(["soak", "--seconds", "20", "--seed", "11"]);
+    let report = run(&SoakArgs::from_arg_matches(&matches).unwrap()).unwrap();
+    println!("{report:#?}");
+    assert!(report.operations > 0 && report.pages_checked > 0 && report.forks > 0);
+}
