@@ -105,3 +105,32 @@ fn the_page_says_what_the_arguments_say() {
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == page, "{} is out of date: run `BLESS=1 cargo test -p pagefold-cli man::`", path.display());
 }
+
+/// Names that a document must explain, as `name` in backquotes.
+fn all_explained(document: &str, names: impl IntoIterator<Item = String>) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(document);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let missing: Vec<String> = names.into_iter().filter(|name| !text.contains(&format!("`{name}"))).collect();
+    assert!(missing.is_empty(), "docs/{document} does not explain {missing:?}");
+}
+
+#[test]
+fn the_documents_explain_every_option_field_and_reason() {
+    let command = Cli::command();
+    let run = command.find_subcommand("run").unwrap();
+    let options = run.get_opts().chain(run.get_positionals()).filter_map(clap::Arg::get_long);
+    all_explained("run.md", options.map(|long| format!("--{long}")));
+    let fields = serde_json::to_value(broker::Summary::default()).unwrap();
+    all_explained("run.md", fields.as_object().unwrap().keys().cloned());
+    all_explained("run.md", abi::place::Outcome::REFUSALS.map(|(_, word)| word.to_owned()));
+}
+
+#[test]
+fn every_feature_of_the_probe_is_in_the_document() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/kernels.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for feature in kernel::probe::Features::probe().list() {
+        let name = feature.name.text();
+        assert!(text.contains(name), "docs/kernels.md does not mention {name}");
+    }
+}
