@@ -171,11 +171,13 @@ fn programs(options: &SoakArgs) -> Result<Programs> {
     }
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
     let own = std::env::current_exe().context("cannot find this program")?;
-    let profile = if own.components().any(|part| part.as_os_str() == "release") { "release" } else { "dev" };
-    let target = own
+    // target/PROFILE/bench, target/PROFILE/deps/soak-...
+    let folder = own
         .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").is_file())
+        .find(|folder| folder.file_name().is_some_and(|name| name == "release" || name == "debug"))
         .context("this program does not lie in a target folder: name --pagefold and --torture")?;
+    let target = folder.parent().context("a target folder has a name")?;
+    let profile = if folder.ends_with("release") { "release" } else { "dev" };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(["build", "--quiet", "--profile", profile, "-p", "pagefold-cli", "-p", "pagefold-agent"])
@@ -186,7 +188,6 @@ fn programs(options: &SoakArgs) -> Result<Programs> {
         .status()
         .context("cannot run cargo")?;
     ensure!(status.success(), "the programs could not be built");
-    let folder = target.join(if profile == "release" { "release" } else { "debug" });
     Ok(Programs {
         pagefold: options.pagefold.clone().unwrap_or_else(|| folder.join("pagefold")),
         torture: options.torture.clone().unwrap_or_else(|| folder.join("examples/torture")),
