@@ -65,6 +65,9 @@ fn handle(call: &Registers) -> i64 {
     match call.rax {
         nr::MADVISE => madvise(call, given),
         nr::MMAP => {
+            if call.rdx & sys::PROT_EXEC != 0 && call.r10 & MAP_ANONYMOUS == 0 && !let_code_in(call.r8) {
+                return -errno::ENOMEM;
+            }
             if call.r10 & MAP_FIXED == 0 || call.r10 & MAP_FIXED_NOREPLACE != 0 {
                 return call.raw();
             }
@@ -163,15 +166,36 @@ fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
     -error
 }
 
-/// Nothing is merged any more in a process that locks all its memory, and nothing that was stays so.
-fn mlockall(call: &Registers) -> i64 {
-    STATE.stop(stop::MLOCKALL);
+/// A second copy of libc (dlmopen) would make its calls past the gate: before it is mapped nothing may be merged any
+/// more. `false` if that cannot be had.
+fn let_code_in(fd: u64) -> bool {
+    // struct stat: the inode number is the second word.
+    let mut stat = [0_u64; 18];
+    // SAFETY: the kernel writes a struct stat of 144 bytes.
+    if unsafe { sys!(nr::FSTAT, fd, stat.as_mut_ptr() as u64) } != 0 || !crate::patch::is_patched(stat[1]) {
+        return true;
+    }
+    STATE.stop(stop::UNKNOWN_CODE);
+    unmerge_all()
+}
+
+/// Un-merges every managed range. Something that keeps pages from being merged again must have been said before.
+fn unmerge_all() -> bool {
     let mut at = 0;
     while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
         if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
-            return -errno::EAGAIN;
+            return false;
         }
         at = end;
+    }
+    true
+}
+
+/// Nothing is merged any more in a process that locks all its memory, and nothing that was stays so.
+fn mlockall(call: &Registers) -> i64 {
+    STATE.stop(stop::MLOCKALL);
+    if !unmerge_all() {
+        return -errno::EAGAIN;
     }
     gated(|_| {
         if let Some(control) = STATE.control() {

@@ -8,6 +8,8 @@
 //! are changed in place. In a running program each page of code is copied, changed and put in place whole by mremap, so
 //! that no thread ever sees half an instruction or a page that is not there.
 
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
 use crate::elf::{ANY, Site, for_each_mapping, known};
 use crate::state::Start;
 use crate::stubs;
@@ -20,6 +22,14 @@ const OBJECTS_MAX: usize = 4;
 const SITES_MAX: usize = 96;
 const UFFDIO_REGISTER: u32 = abi::uapi::UFFDIO_REGISTER;
 
+/// Inode numbers of the files whose code was patched.
+static INODES: [AtomicU64; OBJECTS_MAX] = [const { AtomicU64::new(0) }; OBJECTS_MAX];
+
+/// True for the inode number of libc or the loader.
+pub(crate) fn is_patched(inode: u64) -> bool {
+    INODES.iter().any(|known| inode != 0 && known.load(SeqCst) == inode)
+}
+
 /// Patches libc and the loader. Nothing is changed unless both are found and every byte is as the table says.
 pub(crate) fn patch_all(table: &[u8], alone: bool) -> Start {
     let mut found = [None; OBJECTS_MAX];
@@ -29,6 +39,7 @@ pub(crate) fn patch_all(table: &[u8], alone: bool) -> Start {
             && count < OBJECTS_MAX
         {
             found[count] = Some((object, bias, line.start));
+            INODES[count].store(line.inode, SeqCst);
             count += 1;
         }
     });
