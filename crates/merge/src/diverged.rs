@@ -54,6 +54,11 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
     let len = look_again(space, order, batch, &mut runs, &mut was);
     let Some((first, last)) = runs[..len].first().zip(runs[..len].last()) else { return Ok(()) };
     let window = (range(space, batch, first).0, range(space, batch, last).1);
+    // Before the freeze as well: an owner that ends while its mutex is frozen releases nothing, however short the time.
+    if space.robust_list_enters(window.0, window.1) {
+        batch.refuse_rest(Outcome::ThreadData);
+        return Ok(());
+    }
 
     space.journal_begin(KIND, window.0, window.1);
     let begun = space.now();

@@ -39,6 +39,11 @@ fn run_mapping<S: AddressSpace>(
     vma: &Vma,
 ) -> Result<(), Trapped> {
     let Some((start, end)) = look_again(space, order, batch, among.clone(), vma) else { return Ok(()) };
+    // Before the freeze as well: an owner that ends while its mutex is frozen releases nothing, however short the time.
+    if space.robust_list_enters(start, end) {
+        batch.refuse(among, Outcome::ThreadData);
+        return Ok(());
+    }
     if order.forked {
         own(space, batch, among.clone());
     }

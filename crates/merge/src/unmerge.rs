@@ -87,6 +87,11 @@ fn run_one<S: AddressSpace>(
     let (first, count) = run;
     let pages = Pages { start: batch.entries[first].address, count };
     let (start, end) = (pages.start, pages.start + count as u64 * space.page_size());
+    // Before the freeze as well: an owner that ends while its mutex is frozen releases nothing, however short the time.
+    if space.robust_list_enters(start, end) {
+        batch.refuse(first..first + count, Outcome::ThreadData);
+        return Ok(());
+    }
     space.journal_begin(KIND, start, end);
     let begun = space.now();
     let mut held = Held::new(KIND);
