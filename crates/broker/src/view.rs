@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use abi::mark::Keep;
 use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
-use page::{AgePolicy, Ages, PageId, PageNumber, PageRange, Spans};
+use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
 pub(crate) struct Area {
@@ -84,7 +84,11 @@ impl View {
             room -= range.pages().get();
             let kept = old.get(&range.start()).is_some_and(|area| area.range == range);
             let area = match if kept { old.remove(&range.start()) } else { None } {
-                Some(area) => Area { keep, tracked: false, ..area },
+                Some(area) => {
+                    let mut area = Area { keep, tracked: false, ..area };
+                    area.reconcile(&stored);
+                    area
+                }
                 None => {
                     let pages = numbers(range);
                     let Some(first) = spans.add(owner, pages) else { continue };
@@ -140,6 +144,28 @@ pub(crate) fn numbers(range: Range) -> PageRange {
 }
 
 impl Area {
+    /// Memory that was unmapped and mapped anew in the same place, or discarded, is not the store's any more.
+    fn reconcile(&mut self, stored: &[Range]) {
+        let from = stored.partition_point(|stored| stored.end() <= self.range.start());
+        let inside = stored[from..].iter().take_while(|stored| stored.start() < self.range.end());
+        let parts: Vec<PageRange> = inside.filter_map(|part| part.intersect(&self.range)).map(numbers).collect();
+        let counts = self.ages.counts();
+        if parts.iter().map(|part| part.pages()).sum::<u64>() == counts.merged + counts.diverged {
+            return;
+        }
+        let mut parts = parts.into_iter().peekable();
+        for page in self.ages.range().iter() {
+            while parts.next_if(|part| part.end <= page).is_some() {}
+            let is_stored = parts.peek().is_some_and(|part| part.start <= page);
+            let was_stored = self.ages.age(page).is_some_and(|age| matches!(age.kind, Kind::Merged | Kind::Diverged));
+            match (was_stored, is_stored) {
+                (true, false) => self.ages.unmerged(page),
+                (false, true) => self.ages.merged(page),
+                _ => {}
+            }
+        }
+    }
+
     /// One cycle has passed: applies what was written in it. Registers the area first if it is not. Returns whether
     /// the pages could be watched.
     pub(crate) fn watch(&mut self, uffd: &Uffd, pagemap: &Pagemap, regions: &mut Vec<Region>) -> bool {
