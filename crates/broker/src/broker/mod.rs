@@ -191,6 +191,8 @@ impl Broker {
             let mut drained = [0; 8];
             let _ = rustix::io::read(&*self.wake, &mut drained);
             self.accept();
+            // Of members that were not waited for.
+            self.pump(&mut |_, _| {});
             self.bury_the_dead();
             self.forget_quiet();
             if self.fulfil_wishes() {

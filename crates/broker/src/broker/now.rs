@@ -74,7 +74,7 @@ impl Broker {
             }
         }
         self.act(&mut findings, &mut note);
-        self.drive(&mut note);
+        self.drive_for(Some(owner), &mut note);
         report.pages_scanned = findings.pages_read;
         report.refused = refused.into_iter().map(|(word, pages)| (word.to_owned(), pages)).collect();
         report.elapsed = begun.elapsed();
@@ -104,7 +104,7 @@ impl Broker {
         self.order(owner, items);
         let mut given_back = 0;
         let mut refused: HashMap<&'static str, u64> = HashMap::new();
-        self.drive(&mut |who, results| {
+        self.drive_for(Some(owner), &mut |who, results| {
             for (_, outcome) in results.iter().filter(|_| who == owner) {
                 if *outcome == Outcome::Unmerged {
                     given_back += 1;

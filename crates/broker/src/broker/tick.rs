@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use abi::place::Outcome;
 use kernel::{Pagemap, memfd, page_size};
@@ -12,11 +13,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::Broker;
 use crate::account::SegmentFile;
 use crate::cycle::{Findings, Look, Regions, fill, look};
-use crate::order::{Item, Order, Queue, Result1, Task};
+use crate::member::Member;
+use crate::order::{Item, Order, Result1, Task};
 use crate::view::numbers;
 
 /// Contents that are copied into the store at one time.
 pub(super) const FILL_AT_ONCE: usize = 256;
+/// For how long a helper's plan holds up everybody else: an ordinary one takes a few milliseconds.
+const PATIENCE: Duration = Duration::from_millis(250);
 /// A zero page is dropped after so many times the settling time: its program may be about to use it.
 const ZERO_PATIENCE: u32 = 4;
 
@@ -32,6 +36,10 @@ impl Broker {
         }
         let owners: Vec<u32> = self.members.iter().map(|member| member.index).collect();
         for owner in owners {
+            // Still at what it was ordered earlier.
+            if self.queues.get(&owner).is_some_and(|queue| !queue.is_idle()) {
+                continue;
+            }
             if !self.refresh(owner) {
                 continue;
             }
@@ -199,7 +207,7 @@ impl Broker {
     }
 
     /// Starts and finishes what can be, without waiting.
-    fn pump(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
+    pub(super) fn pump(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
         let mut dead = Vec::new();
         let mut results = Vec::new();
         for member in &mut self.members {
@@ -226,11 +234,22 @@ impl Broker {
         }
     }
 
-    /// Until every helper has finished what it was ordered.
+    /// Until every helper has finished what it was ordered. One that takes long is not waited for by everybody else:
+    /// what comes of it is taken in later.
     pub(super) fn drive(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
+        self.drive_for(None, report);
+    }
+
+    /// As [`Self::drive`], but one member is waited for in any case.
+    pub(super) fn drive_for(&mut self, whom: Option<u32>, report: &mut dyn FnMut(u32, &[Result1])) {
         loop {
             self.pump(report);
-            if self.queues.values().all(Queue::is_idle) {
+            let waited_for = |member: &&Member| {
+                let lags = member.busy_since.is_some_and(|since| since.elapsed() > PATIENCE);
+                let busy = self.queues.get(&member.index).is_some_and(|queue| !queue.is_idle());
+                busy && (!lags || whom == Some(member.index))
+            };
+            if !self.members.iter().any(|member| waited_for(&member)) {
                 return;
             }
             let mut fds: Vec<PollFd<'_>> = self
