@@ -123,21 +123,20 @@ impl State {
     }
 }
 
-/// Sets the gate up: patches the sites of `sites` (see [`crate::elf`] for the format). To be called once, before the
-/// program hands anything over.
+/// Sets the gate up: patches the sites of `sites` (see [`crate::elf`] for the format). To be called before the program
+/// hands anything over, and again only while it hands nothing over and has no helper.
 #[must_use]
 pub fn start(config: &Config, sites: &[u8]) -> Start {
+    child::notice();
     if STATE.active.load(SeqCst) != 0 {
-        return Start::Twice;
+        // A program that has left one partition may go into another. Ranges of the old one must not come along.
+        if !STATE.table.is_empty() || spawn::helper_lives() {
+            return Start::Twice;
+        }
+        aim(config);
+        return Start::Ready;
     }
-    for (index, chunk) in config.address.chunks(8).enumerate() {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        STATE.address[index].store(u64::from_le_bytes(word), SeqCst);
-    }
-    STATE.address_len.store(config.address_len.min(ADDRESS_MAX) as u32, SeqCst);
-    STATE.token[0].store(config.token.0, SeqCst);
-    STATE.token[1].store(config.token.1, SeqCst);
+    aim(config);
     if !child::set_up() {
         return Start::KernelLacks;
     }
@@ -148,6 +147,19 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
         STATE.active.store(1, SeqCst);
     }
     outcome
+}
+
+/// Remembers where the broker is.
+fn aim(config: &Config) {
+    for (index, chunk) in config.address.chunks(8).enumerate() {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        STATE.address[index].store(u64::from_le_bytes(word), SeqCst);
+    }
+    STATE.address_len.store(config.address_len.min(ADDRESS_MAX) as u32, SeqCst);
+    STATE.token[0].store(config.token.0, SeqCst);
+    STATE.token[1].store(config.token.1, SeqCst);
+    STATE.unwilling.store(0, SeqCst);
 }
 
 /// Gives a range its own pages back and takes it out of management, as `madvise(MADV_UNMERGEABLE)` does.

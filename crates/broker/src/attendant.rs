@@ -26,6 +26,9 @@ const END_WITHIN: Duration = Duration::from_secs(1);
 /// How long the checker looks for the next question before it sleeps: while a plan runs they come close together.
 const SPIN: Duration = Duration::from_micros(60);
 
+/// Name of the thread that answers reference checks, which runs with real-time priority.
+pub(crate) const CHECKER: &str = "pf-check";
+
 /// What both threads share with the member.
 pub(crate) struct Attended {
     pub(crate) control: SharedMap<Control>,
@@ -58,7 +61,7 @@ impl Attendants {
         if let Some(check) = check {
             let attended = Arc::clone(attended);
             let run = move || answer_checks(&attended, helper, check, priority);
-            threads.push(builder("pf-check").spawn(run).map_err(BrokerError::Thread)?);
+            threads.push(builder(CHECKER).spawn(run).map_err(BrokerError::Thread)?);
         }
         if events {
             let attended = Arc::clone(attended);

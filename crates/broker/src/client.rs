@@ -114,6 +114,32 @@ impl Client {
         self.report(ranges, |ranges| Request::Unmerge { ranges })
     }
 
+    /// Has the broker watch what members have handed over and merge what has stayed unwritten for `stable`, until
+    /// [`Client::untrack`] was called as often.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn track(&mut self, stable: Duration) -> Result<(), ClientError> {
+        let stable = u64::try_from(stable.as_millis()).unwrap_or(u64::MAX);
+        self.ask(&Request::Track { stable }).map(drop)
+    }
+
+    /// The end of one [`Client::track`].
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn untrack(&mut self) -> Result<(), ClientError> {
+        self.ask(&Request::Untrack).map(drop)
+    }
+
+    /// Has this process's helper leave, between two batches. Done when it is gone.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn leave(&mut self) -> Result<(), ClientError> {
+        self.ask(&Request::Leave).map(drop)
+    }
+
     /// Has the broker look at ranges of this process and calls `place` for every run of pages that equals pages of a
     /// segment, or zeros: it is to compare and map them, or not, and returns what it did.
     ///

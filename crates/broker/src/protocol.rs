@@ -36,6 +36,12 @@ pub(crate) enum Request {
     Merge { ranges: Vec<Span> },
     /// Give ranges their own pages back.
     Unmerge { ranges: Vec<Span> },
+    /// Keep merged what members have handed over; the settling time in milliseconds.
+    Track { stable: u64 },
+    /// The end of one `Track`.
+    Untrack,
+    /// The helper is to go.
+    Leave,
     /// Look at ranges, from an address on, for the caller to merge them itself.
     Quiescent { ranges: Vec<Span>, from: Option<u64> },
     /// The state of the partition.

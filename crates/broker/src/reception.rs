@@ -165,6 +165,9 @@ fn fulfil(request: Request, pid: Pid, link: &Seqpacket, desk: &Desk) -> Option<A
     let wish = match request {
         Request::Merge { ranges } => ranges_of(&ranges).map(|ranges| Wish::Merge { pid, ranges }),
         Request::Unmerge { ranges } => ranges_of(&ranges).map(|ranges| Wish::Unmerge { pid, ranges }),
+        Request::Track { stable } => Some(Wish::Track { pid, stable: Duration::from_millis(stable) }),
+        Request::Untrack => Some(Wish::Untrack { pid }),
+        Request::Leave => Some(Wish::Leave { pid }),
         Request::Quiescent { ranges, from } => {
             let wish = |ranges| Wish::Quiescent { pid, uid: desk.uid, ranges, from };
             ranges_of(&ranges).map(wish)

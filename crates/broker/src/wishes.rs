@@ -26,6 +26,23 @@ pub enum Wish {
         /// What to give back.
         ranges: Vec<Range>,
     },
+    /// Watch what members have handed over and merge what has settled, until a [`Wish::Untrack`] for each of these.
+    Track {
+        /// The member that asks.
+        pid: Pid,
+        /// How long a page must have stayed unwritten.
+        stable: Duration,
+    },
+    /// The end of one [`Wish::Track`].
+    Untrack {
+        /// The member.
+        pid: Pid,
+    },
+    /// The process leaves the partition: its helper goes.
+    Leave {
+        /// The process.
+        pid: Pid,
+    },
     /// Look at ranges of a process for it to merge them itself.
     Quiescent {
         /// The process.

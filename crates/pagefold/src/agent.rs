@@ -1,9 +1,9 @@
-//! The agent in this process: loaded at the first merge, once, for one partition.
+//! The agent in this process: loaded at the first merge, once, for one partition at a time.
 
 use std::sync::{Mutex, PoisonError};
 
 use broker::BrokerError;
-use kernel::AgentImage;
+use kernel::{AgentImage, AgentImageError, Range, StartFailure};
 
 use crate::descriptor::Card;
 use crate::error::Error;
@@ -12,15 +12,33 @@ use crate::error::Error;
 struct Loaded {
     image: AgentImage,
     card: Card,
+    /// What was handed over and not taken back. The agent knows too what was unmapped meanwhile.
+    ranges: Vec<Range>,
 }
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
-/// The agent, set up for a partition; loads it if it is not there.
-pub(crate) fn for_partition(card: &Card) -> Result<AgentImage, Error> {
+/// The agent, set up for a partition; loads it if it is not there. `ranges` are about to be handed over.
+pub(crate) fn for_partition(card: &Card, ranges: &[Range]) -> Result<AgentImage, Error> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(loaded) = &*loaded {
-        return if loaded.card == *card { Ok(loaded.image) } else { Err(Error::OtherPartition) };
+    if let Some(loaded) = &mut *loaded {
+        if loaded.card != *card {
+            // It takes a new partition once nothing of the old one is left.
+            match loaded.image.start(&card.name, [card.token.0, card.token.1], &[]) {
+                Ok(()) => {
+                    loaded.card = card.clone();
+                    loaded.ranges.clear();
+                }
+                Err(AgentImageError::Start(StartFailure::Twice)) => return Err(Error::OtherPartition),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        for range in ranges {
+            if !loaded.ranges.iter().any(|known| known.contains_range(range)) {
+                loaded.ranges.push(*range);
+            }
+        }
+        return Ok(loaded.image);
     }
     let sites = broker::host_sites().map_err(|error| match error {
         BrokerError::Sites { reason } => Error::UnknownLibc { reason },
@@ -28,8 +46,22 @@ pub(crate) fn for_partition(card: &Card) -> Result<AgentImage, Error> {
     })?;
     let image = load()?;
     image.start(&card.name, [card.token.0, card.token.1], &sites)?;
-    *loaded = Some(Loaded { image, card: card.clone() });
+    *loaded = Some(Loaded { image, card: card.clone(), ranges: ranges.to_vec() });
     Ok(image)
+}
+
+/// The agent if it is set up for this partition, and what was handed over.
+pub(crate) fn present(card: &Card) -> Option<(AgentImage, Vec<Range>)> {
+    let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    loaded.as_ref().filter(|loaded| loaded.card == *card).map(|loaded| (loaded.image, loaded.ranges.clone()))
+}
+
+/// A range was taken back.
+pub(crate) fn taken_back(range: Range) {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(loaded) = &mut *loaded {
+        loaded.ranges.retain(|known| !range.contains_range(known));
+    }
 }
 
 #[allow(unsafe_code, reason = "the loader executes what it loads")]

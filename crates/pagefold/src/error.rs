@@ -38,7 +38,10 @@ pub enum Error {
         by: &'static str,
     },
     /// The process merges in another partition already.
-    #[error("this process merges in another partition already, and can be in one only")]
+    #[error(
+        "this process merges in another partition already, and can be in one at a time: call leave on that one, \
+         and unmap what could not be given back"
+    )]
     OtherPartition,
     /// This machine's C library is not known.
     #[error(
@@ -81,6 +84,14 @@ pub enum Error {
     TooManyRanges {
         /// The range.
         range: Range,
+    },
+    /// A range could not be given its own pages back.
+    #[error("cannot give {range} its own pages back: out of memory, or a kernel before 5.14; they stay merged")]
+    NotGivenBack {
+        /// The range.
+        range: Range,
+        /// What the kernel said.
+        source: std::io::Error,
     },
     /// The helper was refused for another reason.
     #[error("the broker refused this process's helper: {reason}")]

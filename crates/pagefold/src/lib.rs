@@ -40,4 +40,4 @@ mod quiescent;
 pub use broker::MergeReport;
 pub use error::Error;
 pub use kernel::{Range, RangeError, Vaddr, page_size};
-pub use partition::{Flags, Options, Partition, Plain, whole_pages};
+pub use partition::{Flags, Options, Partition, Plain, Tracker, whole_pages};

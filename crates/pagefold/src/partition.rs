@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
 use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings, StoreRun};
-use kernel::{Range, Vaddr};
+use kernel::{Category, Pagemap, Pid, Range, ScanRequest, Vaddr};
 
 use crate::agent;
 use crate::descriptor::Card;
@@ -135,12 +135,7 @@ impl Partition {
     /// # Errors
     /// As [`Partition::merge`].
     pub fn merge_all(&self, ranges: &[Range]) -> Result<MergeReport, Error> {
-        let agent = agent::for_partition(&self.card)?;
-        for range in ranges.iter().filter(|range| !range.is_empty()) {
-            if !agent.adopt(*range) {
-                return Err(Error::NoHelper { range: *range });
-            }
-        }
+        self.hand_over(ranges)?;
         let mut total = self.ask(|client| client.merge(ranges))?;
         for _ in 1..TRIES {
             if !PASSING.iter().any(|reason| total.refused.contains_key(*reason)) {
@@ -175,7 +170,7 @@ impl Partition {
     pub unsafe fn merge_quiescent(&self, range: Range) -> Result<MergeReport, Error> {
         let begun = Instant::now();
         let cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
-        let agent = agent::for_partition(&self.card)?;
+        let agent = agent::for_partition(&self.card, &[range])?;
         if !agent.manage(range) {
             return Err(Error::TooManyRanges { range });
         }
@@ -210,6 +205,70 @@ impl Partition {
         unsafe { self.merge_quiescent(range) }
     }
 
+    /// Gives a range its own pages back and takes it out of the partition. Other threads may use it meanwhile.
+    ///
+    /// Pages that no helper can give back (it needs userfaultfd, and the partition's broker) are copied in place: they
+    /// are this process's own then, but their mapping shows in /proc as the store's until it is unmapped.
+    ///
+    /// # Errors
+    /// [`Error::NotGivenBack`]. That the broker is gone is no obstacle.
+    pub fn unmerge(&self, range: Range) -> Result<MergeReport, Error> {
+        let begun = Instant::now();
+        let mut report = MergeReport::default();
+        let Some((agent, _)) = agent::present(&self.card) else { return Ok(report) };
+        let before = store_pages(range);
+        if agent.disown(range) {
+            agent::taken_back(range);
+        } else {
+            for part in store_mappings(range) {
+                agent.copy_in_place(part).map_err(|source| Error::NotGivenBack { range: part, source })?;
+            }
+        }
+        report.pages_unmerged = before.saturating_sub(store_pages(range));
+        report.elapsed = begun.elapsed();
+        Ok(report)
+    }
+
+    /// Takes this process out of the partition: everything that it handed over gets its own pages back, and its helper
+    /// goes. After that it may merge in another partition.
+    ///
+    /// # Errors
+    /// As [`Partition::unmerge`].
+    pub fn leave(&self) -> Result<MergeReport, Error> {
+        let mut report = MergeReport::default();
+        let Some((_, ranges)) = agent::present(&self.card) else { return Ok(report) };
+        for range in ranges {
+            report.add(&self.unmerge(range)?);
+        }
+        match self.ask(Client::leave) {
+            // Without a broker the helper has left by itself.
+            Ok(()) | Err(Error::Ended) => Ok(report),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps ranges of this process merged: what has stayed unwritten for `stable` is merged, again after it was
+    /// written too, until the tracker is dropped. While a partition has a tracker, everything that its members have
+    /// handed over is watched, with the shortest time that was asked for.
+    ///
+    /// # Errors
+    /// As [`Partition::merge`].
+    pub fn track(&self, ranges: &[Range], stable: Duration) -> Result<Tracker<'_>, Error> {
+        self.hand_over(ranges)?;
+        self.ask(|client| client.track(stable))?;
+        Ok(Tracker { partition: self })
+    }
+
+    fn hand_over(&self, ranges: &[Range]) -> Result<(), Error> {
+        let agent = agent::for_partition(&self.card, ranges)?;
+        for range in ranges.iter().filter(|range| !range.is_empty()) {
+            if !agent.adopt(*range) {
+                return Err(Error::NoHelper { range: *range });
+            }
+        }
+        Ok(())
+    }
+
     /// The state of the partition as a JSON document.
     ///
     /// # Errors
@@ -242,6 +301,43 @@ impl AsFd for Partition {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+/// Keeps ranges merged as long as it lives; see [`Partition::track`].
+#[derive(Debug)]
+pub struct Tracker<'a> {
+    partition: &'a Partition,
+}
+
+impl Drop for Tracker<'_> {
+    fn drop(&mut self) {
+        // A broker that has ended watches nothing any more.
+        let _ = self.partition.ask(Client::untrack);
+    }
+}
+
+/// The parts of a range that show the store.
+fn store_mappings(range: Range) -> Vec<Range> {
+    let maps = kernel::maps::read(Pid::this()).unwrap_or_default();
+    let ours = |vma: &&kernel::Vma| !vma.shared && vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold");
+    maps.iter().filter(ours).filter_map(|vma| vma.range.intersect(&range)).filter(|part| !part.is_empty()).collect()
+}
+
+/// Pages of a range that are the store's and not this process's own.
+fn store_pages(range: Range) -> u64 {
+    let Ok(pagemap) = Pagemap::open(Pid::this()) else { return 0 };
+    let own = ScanRequest {
+        inverted: Category::FILE,
+        mask: Category::PRESENT | Category::FILE,
+        ret: Category::PRESENT,
+        ..ScanRequest::default()
+    };
+    let mut regions = Vec::new();
+    let shared = |part: Range| match pagemap.scan_all(part, &own, &mut regions) {
+        Ok(()) => part.pages().get() - regions.iter().map(|region| region.range.pages().get()).sum::<u64>(),
+        Err(_) => 0,
+    };
+    store_mappings(range).into_iter().map(shared).sum()
 }
 
 /// Integers and atomics: types whose every byte has a value.

@@ -45,3 +45,117 @@ fn body_child_merges() {
     assert_eq!(memory.digest(), digest);
     println!("merged {} elsewhere {} {:?}", report.pages_merged, report.pages_merged_elsewhere, report.refused);
 }
+
+#[test]
+fn the_way_back() {
+    if !live_here() {
+        return;
+    }
+    in_child("body_the_way_back");
+}
+
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_the_way_back() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    let (mut one, two) = (Memory::filled(512, 3), Memory::filled(512, 3));
+    let digest = one.digest();
+    let report = partition.merge_all(&[one.range(), two.range()]).unwrap();
+    assert!(report.pages_merged > 900, "{report:?}");
+    let merged = one.pages_in_store();
+    let back = partition.unmerge(one.range()).unwrap();
+    assert_eq!((back.pages_unmerged, one.pages_in_store(), one.store_mappings()), (merged, 0, 0), "{back:?}");
+    assert_eq!((one.digest(), two.digest()), (digest, digest));
+    assert!(two.pages_in_store() > 400);
+
+    // While it merges here it cannot merge there; once it has left it can.
+    let other = Partition::open("other", Flags::default()).unwrap();
+    assert!(matches!(other.merge(one.range()), Err(pagefold::Error::OtherPartition)));
+    partition.leave().unwrap();
+    assert_eq!((two.pages_in_store(), two.store_mappings()), (0, 0));
+    let report = other.merge_all(&[one.range(), two.range()]).unwrap();
+    assert!(report.pages_merged > 900, "{report:?}");
+    one.write_all();
+    assert_eq!(two.digest(), digest);
+    // And back again.
+    other.leave().unwrap();
+    assert!(partition.merge_all(&[one.range(), two.range()]).unwrap().pages_merged > 900);
+}
+
+#[test]
+fn a_tracker_keeps_merged() {
+    if !live_here() {
+        return;
+    }
+    in_child("body_a_tracker_keeps_merged");
+}
+
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_a_tracker_keeps_merged() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    let (mut one, two) = (Memory::filled(256, 4), Memory::filled(256, 4));
+    let digest = one.digest();
+    let until = |wanted: &dyn Fn() -> bool| {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !wanted() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        wanted()
+    };
+    let tracker = partition.track(&[one.range(), two.range()], std::time::Duration::from_millis(200)).unwrap();
+    let merged = until(&|| one.pages_in_store() > 200 && two.pages_in_store() > 200);
+    assert!(merged, "{:#}", partition.summary().unwrap());
+    // Zeros and back: every page is written, and in the end holds what it held.
+    for page in 0..256 {
+        one.page_mut(page)[17] ^= 1;
+    }
+    assert_eq!(one.pages_in_store(), 0);
+    for page in 0..256 {
+        one.page_mut(page)[17] ^= 1;
+    }
+    let again = kernel::Features::probe().retake().is_ok();
+    assert!(!again || until(&|| one.pages_in_store() > 200), "{}", one.pages_in_store());
+    assert_eq!((one.digest(), two.digest()), (digest, digest));
+    drop(tracker);
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    for page in 0..256 {
+        one.page_mut(page)[17] ^= 1;
+    }
+    for page in 0..256 {
+        one.page_mut(page)[17] ^= 1;
+    }
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert_eq!(one.pages_in_store(), 0, "nobody watches any more");
+}
+
+#[test]
+fn a_forked_child_speaks_for_itself() {
+    if !live_here() {
+        return;
+    }
+    in_child("body_a_forked_child_speaks_for_itself");
+}
+
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_a_forked_child_speaks_for_itself() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    let (one, two) = (Memory::filled(256, 9), Memory::filled(256, 9));
+    partition.merge_all(&[one.range(), two.range()]).unwrap();
+    let digest = one.digest();
+    let child = members::fork(|| {
+        // The child's copy of the memory is merged already, as its parent's is; what it fills itself is not.
+        let own = Memory::filled(256, 9);
+        let report = partition.merge(own.range()).map_err(|error| error.to_string())?;
+        let same = own.digest() == digest && one.digest() == digest;
+        if report.pages_merged > 200 && same && !partition.is_served_here() {
+            Ok(())
+        } else {
+            Err(format!("{report:?}"))
+        }
+    });
+    assert_eq!(child, Ok(()));
+    assert_eq!(two.digest(), digest);
+    assert!(partition.merge(one.range()).is_ok(), "the parent's broker and helper are still there");
+}

@@ -97,3 +97,51 @@ fn body_the_gate_knows_what_was_merged() {
     assert!(two.page(12).iter().all(|byte| *byte == 0), "what was given back reads as zeros");
     assert!(two.page(9).iter().any(|byte| *byte != 0));
 }
+
+#[test]
+fn the_way_back_without_a_helper() {
+    in_child("body_the_way_back_without_a_helper");
+    if kernel_is_root() {
+        members::in_child_as_nobody("body_the_way_back_without_a_helper");
+    }
+}
+
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_the_way_back_without_a_helper() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    let (mut one, two) = (Memory::filled(128, 6), Memory::filled(128, 6));
+    let digest = one.digest();
+    merge(&partition, &one);
+    merge(&partition, &two);
+    merge(&partition, &one);
+    let merged = one.pages_in_store();
+    assert!(merged >= 126, "{merged}");
+    let back = partition.unmerge(one.range()).unwrap();
+    assert_eq!((back.pages_unmerged, one.pages_in_store()), (merged, 0), "{back:?}");
+    assert_eq!(one.digest(), digest);
+    one.write_all();
+    assert_eq!(two.digest(), digest);
+    partition.leave().unwrap();
+    assert_eq!((two.digest(), two.pages_in_store()), (digest, 0));
+}
+
+#[test]
+fn borrowed_memory_needs_no_promise() {
+    in_child("body_borrowed_memory_needs_no_promise");
+}
+
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_borrowed_memory_needs_no_promise() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    // All pages are alike, wherever the allocator puts the two.
+    let mut one = vec![7_u64; 1 << 16];
+    let mut two = one.clone();
+    let first = partition.merge_exclusive(&mut one).unwrap();
+    let second = partition.merge_exclusive(&mut two).unwrap();
+    assert!(first.pages_merged > 100 && second.pages_merged > 100, "{first:?} {second:?}");
+    assert!(one.iter().chain(&two).all(|word| *word == 7));
+    two[1000] = 1;
+    assert_eq!((one[1000], two[1000], two[1512]), (7, 1, 7));
+}

@@ -24,7 +24,7 @@ use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
 use crate::settings::{CheckChoice, Settings};
-use crate::wishes::{Asked, RefusedKind, Wish, Wished};
+use crate::wishes::{Asked, RefusedKind};
 
 mod accept;
 mod books;
@@ -32,6 +32,7 @@ mod handle;
 mod now;
 mod quiescent;
 mod reclaim;
+mod requests;
 mod tick;
 
 use accept::Introduced;
@@ -41,9 +42,6 @@ pub use handle::BrokerHandle;
 const INDEX_PAGES: u64 = 1 << 27;
 /// How often the members' mappings are read for the books.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
-/// How long a wish waits for its member's helper to introduce itself.
-const MEMBER_WITHIN: Duration = Duration::from_secs(5);
-
 /// One partition, its members, and what is known of their pages.
 pub struct Broker {
     settings: Settings,
@@ -74,6 +72,8 @@ pub struct Broker {
     peak: u64,
     policy: AgePolicy,
     interval: Option<Duration>,
+    /// Members that keep their ranges merged where the settings do not say so for all: how many of their trackers live.
+    trackers: HashMap<Pid, u32>,
     cpus: u64,
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
@@ -124,15 +124,7 @@ impl Broker {
             over,
             visitors: Arc::default(),
         };
-        let interval =
-            settings.stable.map(|stable| (stable / 4).clamp(Duration::from_millis(50), Duration::from_millis(500)));
-        let settle = match (settings.stable, interval) {
-            (Some(stable), Some(interval)) => {
-                let cycles = stable.as_secs_f64() / interval.as_secs_f64();
-                (cycles.ceil() as u32).max(1)
-            }
-            _ => 1,
-        };
+        let (interval, policy) = pace(settings.stable);
         let guardian = settings.guardian.as_ref().and_then(GuardianLink::start);
         let now = Instant::now();
         let broker = Self {
@@ -164,7 +156,8 @@ impl Broker {
             sampled: now,
             last_sample: Sample::default(),
             peak: 0,
-            policy: AgePolicy { settle, worth: settle * 8, decay: 240 },
+            policy,
+            trackers: HashMap::new(),
             interval,
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
             max_map_count: max_map_count(),
@@ -240,6 +233,7 @@ impl Broker {
 
     pub(super) fn remove(&mut self, index: usize) {
         let mut member = self.members.swap_remove(index);
+        self.forget_trackers(member.pid);
         member.bury();
         self.totals.keep(member.control());
         if let Some(mut queue) = self.queues.remove(&member.index) {
@@ -249,48 +243,6 @@ impl Broker {
             guardian.remove(&member);
         }
         member.view.clear(&mut self.eyes.spans);
-    }
-
-    /// Returns true if the broker is to end.
-    fn fulfil_wishes(&mut self) -> bool {
-        let now = Instant::now();
-        let mut asked: Vec<(Instant, Asked)> = std::mem::take(&mut self.waiting);
-        asked.extend(std::iter::from_fn(|| self.asked.try_recv().ok()).map(|asked| (now, asked)));
-        for (since, asked) in asked {
-            let pid = match &asked.wish {
-                Wish::Stop => {
-                    let _ = asked.answer.send(Wished::Summary(Box::new(self.summary_now())));
-                    return true;
-                }
-                Wish::Summary => {
-                    let _ = asked.answer.send(Wished::Summary(Box::new(self.summary_now())));
-                    continue;
-                }
-                Wish::Quiescent { pid, uid, ranges, from } => {
-                    let _ = asked.answer.send(self.quiescent(*pid, *uid, ranges, *from));
-                    continue;
-                }
-                Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } => *pid,
-            };
-            let Some(index) = self.members.iter().position(|member| member.pid == pid) else {
-                if let Some((kind, reason)) = self.refused.remove(&pid) {
-                    let _ = asked.answer.send(Wished::Refused { kind, reason });
-                } else if since.elapsed() > MEMBER_WITHIN {
-                    let _ = asked.answer.send(Wished::NoMember);
-                } else {
-                    self.waiting.push((since, asked));
-                }
-                continue;
-            };
-            let owner = self.members[index].index;
-            let report = match &asked.wish {
-                Wish::Merge { ranges, .. } => self.merge_now(owner, ranges),
-                Wish::Unmerge { ranges, .. } => self.unmerge_now(owner, ranges),
-                Wish::Quiescent { .. } | Wish::Summary | Wish::Stop => continue,
-            };
-            let _ = asked.answer.send(Wished::Report(report));
-        }
-        false
     }
 
     pub(super) fn member(&mut self, owner: u32) -> Option<&mut Member> {
@@ -330,6 +282,16 @@ impl Broker {
             guardian.dismiss();
         }
     }
+}
+
+/// How often to look and when a page has settled, for a settling time.
+fn pace(stable: Option<Duration>) -> (Option<Duration>, AgePolicy) {
+    let interval = stable.map(|stable| (stable / 4).clamp(Duration::from_millis(50), Duration::from_millis(500)));
+    let settle = match (stable, interval) {
+        (Some(stable), Some(interval)) => ((stable.as_secs_f64() / interval.as_secs_f64()).ceil() as u32).max(1),
+        _ => 1,
+    };
+    (interval, AgePolicy { settle, worth: settle * 8, decay: 240 })
 }
 
 fn max_map_count() -> u64 {

@@ -36,7 +36,7 @@ pub(crate) fn in_child(body: &str) {
 pub(crate) fn in_child_as_nobody(body: &str) {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
-    let copy = std::env::temp_dir().join(format!("pagefold-test-{}", std::process::id()));
+    let copy = std::env::temp_dir().join(format!("pagefold-test-{}-{body}", std::process::id()));
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new(&copy)
@@ -179,6 +179,14 @@ impl Memory {
         self.page_mut(0)[0] ^= 1;
     }
 
+    /// Mappings of the store in the range.
+    pub(crate) fn store_mappings(&self) -> usize {
+        let maps = kernel::maps::read(Pid::this()).unwrap();
+        maps.iter()
+            .filter(|vma| vma.inode != 0 && vma.range.intersect(&self.range).is_some_and(|p| !p.is_empty()))
+            .count()
+    }
+
     /// Pages that the kernel shows as the store's.
     pub(crate) fn pages_in_store(&self) -> u64 {
         let pagemap = kernel::Pagemap::open(Pid::this()).unwrap();
@@ -193,4 +201,31 @@ impl Memory {
             })
             .count() as u64
     }
+}
+
+/// Runs `body` in a forked child and says what came of it.
+pub(crate) fn fork(body: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    use std::io::{Read, Write};
+    unsafe extern "C" {
+        fn fork() -> i32;
+        fn _exit(code: i32) -> !;
+        fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+    }
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: the child runs `body` and ends; glibc's allocator works in a child of a process with threads.
+    let pid = unsafe { fork() };
+    if pid == 0 {
+        if let Err(text) = body() {
+            let _ = writer.write_all(text.as_bytes());
+        }
+        // SAFETY: ends the child without running what the parent has registered.
+        unsafe { _exit(0) }
+    }
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let mut status = 0;
+    // SAFETY: the status is written to a word of this frame.
+    assert_eq!(unsafe { waitpid(pid, &mut status, 0) }, pid);
+    if text.is_empty() && status == 0 { Ok(()) } else { Err(format!("status {status}: {text}")) }
 }
