@@ -123,7 +123,7 @@ impl State {
     }
 }
 
-/// Sets the gate up: patches the sites of `sites` (see [`crate::elf`] for the format). To be called before the program
+/// Sets the gate up: patches the sites of `sites` (as `proof` encodes them). To be called before the program
 /// hands anything over, and again only while it hands nothing over and has no helper.
 #[must_use]
 pub fn start(config: &Config, sites: &[u8]) -> Start {
