@@ -1,7 +1,7 @@
 //! The process that owns the store: it takes members in, decides what to merge, and orders it.
 //!
 //! * [`Rendezvous`] is where helpers and library callers find the broker, with the partition's secret.
-//! * [`Broker`] holds one partition and its members. [`Broker::serve`] runs until it is told to stop; a
+//! * [`Broker`] holds one partition and its members. [`Broker::start`] runs it in a thread of its own; a
 //!   [`BrokerHandle`] asks it things from other threads, a [`Client`] from other processes.
 //! * Each member has an attendant thread that answers its reference checks within a millisecond and one that reads the
 //!   events of its userfaultfd.
