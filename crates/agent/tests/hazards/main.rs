@@ -12,16 +12,20 @@
 
 mod advices;
 mod forks;
+mod limits;
 mod mappings;
+mod process;
 mod stand;
+mod stops;
 mod table;
+mod threads;
 mod victim;
 mod writers;
 
 use victim::Victim;
 
 /// Everything that a victim can be.
-const VICTIMS: &[&[Victim]] = &[advices::VICTIMS, forks::VICTIMS, mappings::VICTIMS, table::VICTIMS, writers::VICTIMS];
+const VICTIMS: &[&[Victim]] = &[advices::VICTIMS, forks::VICTIMS, limits::VICTIMS, mappings::VICTIMS, process::VICTIMS, stops::VICTIMS, table::VICTIMS, threads::VICTIMS, writers::VICTIMS];
 
 /// Runs before `main`, on the main thread: a victim never reaches the test harness.
 #[unsafe(link_section = ".init_array")]

@@ -93,6 +93,12 @@ pub(crate) fn merge(broker: &BrokerHandle, pid: i32, ranges: Vec<Range>) -> Merg
     }
 }
 
+/// True until a process has ended, even if nobody has asked for its status yet.
+pub(crate) fn lives(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
 /// A victim that runs.
 pub(crate) struct Running {
     child: Child,
@@ -221,7 +227,8 @@ impl Running {
                 let stop = Arc::clone(&over);
                 let run = move || {
                     let mut merged = 0;
-                    while !stop.load(SeqCst) {
+                    // The broker waits a while for a member that it does not know.
+                    while !stop.load(SeqCst) && lives(pid) {
                         let report = merge(&broker, pid, Vec::new());
                         merged += report.pages_merged;
                         std::thread::sleep(Duration::from_micros(300));

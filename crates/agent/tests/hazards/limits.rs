@@ -1,0 +1,440 @@
+//! V4 to V9, C5, C6, D7: locked memory, limits, accounting, and properties that mappings keep.
+
+use crate::stand::Stand;
+use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, page, tell};
+
+pub(crate) const VICTIMS: &[Victim] = &[
+    ("properties", properties),
+    ("no_reserve", no_reserve),
+    ("locked", locked),
+    ("all_locked", all_locked),
+    ("address_space", address_space),
+    ("few_descriptors", few_descriptors),
+    ("small_files", small_files),
+    ("read_only", read_only),
+    ("holes", holes),
+    ("heap_chunk", heap_chunk),
+    ("many_maps", many_maps),
+    ("memory_cgroup", memory_cgroup),
+];
+
+const PAGES: usize = 24;
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// The flags in smaps of the mapping at an address.
+fn flags_at(address: usize) -> String {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        if let Some((from, to)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
+            && let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+        {
+            inside = (from..to).contains(&address);
+        } else if inside && line.starts_with("VmFlags:") {
+            return line.to_owned();
+        }
+    }
+    String::new()
+}
+
+/// DONTFORK and DONTDUMP stay, set before the merge or after it, through un-merging and discarding.
+fn properties() {
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    assert_eq!(one.advise(libc::MADV_DONTFORK) | one.advise(libc::MADV_DONTDUMP), 0);
+    one.fill_from(50);
+    two.fill_from(50);
+    merge_pair(one, two);
+    let has = |address: usize, flag: &str| flags_at(address).split(' ').any(|word| word == flag);
+    for index in [0, 7, PAGES - 1] {
+        assert!(has(one.address(index), "dc") && has(one.address(index), "dd"), "{}", flags_at(one.address(index)));
+        assert!(!has(two.address(index), "dc"));
+    }
+    let later = two.part(4, 10);
+    assert_eq!(later.advise(libc::MADV_DONTFORK), 0);
+    assert!(has(later.start, "dc"));
+    assert_eq!(one.part(3, 6).advise(libc::MADV_DONTNEED), 0);
+    one.part(3, 6).check_zero();
+    assert!(has(one.address(4), "dc") && has(one.address(4), "dd"), "{}", flags_at(one.address(4)));
+    assert_eq!(one.advise(libc::MADV_UNMERGEABLE), 0);
+    assert!(has(one.address(10), "dc") && has(one.address(10), "dd"));
+    assert_eq!(later.advise(libc::MADV_UNMERGEABLE), 0);
+    assert!(has(later.start, "dc"));
+    assert_eq!(later.advise(libc::MADV_DOFORK), 0);
+    assert!(!has(later.start, "dc"));
+    two.check_from(50);
+}
+
+/// V9, D-14: properties of mappings are kept.
+#[test]
+fn properties_are_kept() {
+    let stand = Stand::on_request();
+    stand.run("properties");
+    stand.assert_merged(PAGES as u64);
+}
+
+fn committed_kib() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("Committed_AS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// MAP_NORESERVE memory stays outside of the accounting.
+fn no_reserve() {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let (one, two) = (Region::map_with(PAGES, flags), Region::map_with(PAGES, flags));
+    one.fill_from(50);
+    two.fill_from(50);
+    merge_pair(one, two);
+    let has = |index: usize| flags_at(one.address(index)).split(' ').any(|word| word == "nr");
+    assert!(has(3), "{}", flags_at(one.address(3)));
+    assert_eq!(one.part(3, 6).advise(libc::MADV_DONTNEED), 0);
+    assert!(has(4), "{}", flags_at(one.address(4)));
+    assert!(committed_kib() > 0);
+    one.part(6, PAGES).check_from(56);
+}
+
+/// V7: MAP_NORESERVE is passed on.
+#[test]
+fn v7_no_reserve() {
+    let stand = Stand::on_request();
+    stand.run("no_reserve");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// Locked memory is not merged, and merged memory that is locked becomes plain.
+fn locked() {
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    one.fill_from(50);
+    two.fill_from(50);
+    // SAFETY: locks the victim's own memory.
+    assert_eq!(unsafe { libc::mlock(one.pointer(4), 4 * page()) }, 0);
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..10 {
+        merge_now();
+    }
+    assert_eq!(one.part(4, 8).merged(), 0, "locked pages were merged");
+    assert!(one.merged() > 0 && two.merged() > PAGES / 2);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::mlock(two.pointer(0), two.len()) }, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(two.merged(), 0);
+    for _ in 0..5 {
+        merge_now();
+    }
+    assert_eq!(two.merged(), 0, "locked pages were merged");
+    one.check_from(50);
+    two.check_from(50);
+}
+
+/// V6: mlock before and after merging.
+#[test]
+fn v6_locked_memory() {
+    let stand = Stand::on_request();
+    stand.run("locked");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// mlockall after merging, with more memory to come.
+fn all_locked() {
+    let (one, two) = merged_pair(PAGES, 50);
+    // SAFETY: locks this victim.
+    assert_eq!(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }, 0);
+    assert_eq!(one.merged() + two.merged(), 0);
+    let fresh = Region::map(PAGES);
+    fresh.fill_from(50);
+    fresh.mergeable();
+    for _ in 0..5 {
+        merge_now();
+    }
+    assert_eq!(fresh.merged(), 0);
+    assert_eq!(fresh.advise(libc::MADV_DONTNEED), libc::EINVAL);
+    fresh.check_from(50);
+    one.check_from(50);
+    two.check_from(50);
+    // SAFETY: unlocks this victim.
+    assert_eq!(unsafe { libc::munlockall() }, 0);
+    one.fill_from(60);
+    one.check_from(60);
+}
+
+/// V6: mlockall un-merges, and nothing is merged afterwards.
+#[test]
+fn v6_all_memory_is_locked() {
+    let stand = Stand::on_request();
+    stand.run("all_locked");
+    stand.assert_merged(PAGES as u64);
+}
+
+fn set_limit(resource: libc::__rlimit_resource_t, value: u64) {
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: the kernel reads the limit.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+}
+
+/// At exactly RLIMIT_AS the program's calls work as without merging.
+fn address_space() {
+    let (one, two) = merged_pair(PAGES, 50);
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').next().unwrap().parse().unwrap();
+    set_limit(libc::RLIMIT_AS, pages * page() as u64);
+    one.fill_from(80);
+    two.fill_from(80);
+    for _ in 0..5 {
+        merge_now();
+    }
+    one.check_from(80);
+    assert_eq!(one.part(2, 6).advise(libc::MADV_DONTNEED), 0);
+    one.part(2, 6).check_zero();
+    one.part(8, 12).unmap();
+    two.check_from(80);
+    two.unmap();
+}
+
+/// RLIMIT_AS: merging at the limit fails nothing.
+#[test]
+fn limit_of_the_address_space() {
+    let stand = Stand::on_request();
+    stand.run("address_space");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// A soft and hard limit of few descriptors.
+fn few_descriptors() {
+    set_limit(libc::RLIMIT_NOFILE, 8);
+    let (one, two) = merged_pair(PAGES, 50);
+    // All of them are the program's.
+    let files: Vec<_> = (3..8).map_while(|_| std::fs::File::open("/dev/null").ok()).collect();
+    assert_eq!(files.len(), 5);
+    drop(files);
+    one.check_from(50);
+    two.check_from(50);
+}
+
+/// RLIMIT_NOFILE: the program's descriptors are all its own.
+#[test]
+fn limit_of_descriptors() {
+    let stand = Stand::on_request();
+    stand.run("few_descriptors");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// No file may be larger than a page.
+fn small_files() {
+    set_limit(libc::RLIMIT_FSIZE, page() as u64);
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    one.fill_from(50);
+    two.fill_from(50);
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..5 {
+        merge_now();
+    }
+    one.check_from(50);
+    two.check_from(50);
+    tell(&format!("{} merged", one.merged()));
+}
+
+/// C5: RLIMIT_FSIZE does not kill the program.
+#[test]
+fn c5_limit_of_file_sizes() {
+    let stand = Stand::on_request();
+    stand.run("small_files");
+}
+
+/// Memory that is not writable is left alone and stays as it is.
+fn read_only() {
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    one.fill_from(50);
+    two.fill_from(50);
+    assert_eq!(one.part(0, 8).protect(libc::PROT_READ), 0);
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..10 {
+        merge_now();
+    }
+    assert_eq!(one.part(0, 8).merged(), 0);
+    assert!(one.merged() > 0);
+    // Protection of what is merged changes with it.
+    let part = one.part(10, 16);
+    assert_eq!(part.protect(libc::PROT_READ), 0);
+    assert!(flags_at(part.start).contains(" rd mr"), "{}", flags_at(part.start));
+    for _ in 0..5 {
+        merge_now();
+    }
+    assert_eq!(part.protect(RW), 0);
+    part.fill_from(90);
+    part.check_from(90);
+    one.part(0, 10).check_from(50);
+    two.check_from(50);
+}
+
+/// V12: read-only memory.
+#[test]
+fn v12_read_only_memory() {
+    let stand = Stand::on_request();
+    stand.run("read_only");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// Holes stay holes, and pages that a child shares are not copied.
+fn holes() {
+    let (one, two) = (Region::map(512), Region::map(512));
+    (0..512).step_by(8).for_each(|index| {
+        one.fill(index, 50 + index as u64);
+        two.fill(index, 50 + index as u64);
+    });
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+    };
+    // A fork, so that pages have to be made exclusive.
+    reap_child();
+    let before = resident();
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..20 {
+        merge_now();
+    }
+    assert!(one.merged() >= 32, "{} merged", one.merged());
+    let after = resident();
+    assert!(after <= before + 160, "{before} KiB grew to {after} KiB");
+    (0..512).for_each(|index| {
+        let seed = if index % 8 == 0 { 50 + index as u64 } else { 0 };
+        assert!(one.holds(index, seed), "page {index}");
+    });
+}
+
+fn reap_child() {
+    crate::victim::reap(crate::victim::fork(|| {}));
+}
+
+/// C6: holes are not populated, and nothing is allocated for preparation.
+#[test]
+fn c6_holes_stay_holes() {
+    let stand = Stand::on_request();
+    stand.run("holes");
+    stand.assert_merged(32);
+}
+
+/// realloc of a merged chunk that malloc had mapped.
+fn heap_chunk() {
+    let bytes = 64 * page();
+    let twin = Region::map(256);
+    twin.fill_from(500);
+    twin.mergeable();
+    // SAFETY: a chunk of malloc's, large enough to be a mapping; written within its bounds.
+    unsafe {
+        let mut chunk = libc::malloc(bytes).cast::<u8>();
+        for round in 1..6 {
+            let size = bytes * round;
+            let start = (chunk as usize).next_multiple_of(page());
+            let region = Region { start, pages: (chunk as usize + size - start) / page() };
+            region.fill_from(500);
+            region.mergeable();
+            for _ in 0..3 {
+                merge_now();
+            }
+            let bigger = libc::realloc(chunk.cast(), bytes * (round + 1)).cast::<u8>();
+            assert!(!bigger.is_null(), "realloc: {}", std::io::Error::last_os_error());
+            let offset = start - chunk as usize;
+            let moved = Region { start: bigger as usize + offset, pages: region.pages };
+            moved.check_from(500);
+            // What is new reads as zeros or is left from the allocator; never as the store's next pages.
+            let behind = Region { start: moved.end(), pages: 60 };
+            (0..behind.pages).for_each(|index| assert!(behind.holds(index, 0), "page {index} behind the old end"));
+            chunk = bigger;
+        }
+        let smaller = libc::realloc(chunk.cast(), bytes).cast::<u8>();
+        let start = (smaller as usize).next_multiple_of(page());
+        Region { start, pages: 60 }.check_from(500);
+        libc::free(smaller.cast());
+    }
+    twin.check_from(500);
+}
+
+/// D7, f12: realloc of merged memory grows into zeros.
+#[test]
+fn d7_realloc() {
+    let stand = Stand::on_request();
+    stand.run("heap_chunk");
+    stand.assert_merged(100);
+}
+
+/// The program needs nearly as many mappings as it may have.
+fn many_maps() {
+    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if limit > 70_000 {
+        println!("skipped: vm.max_map_count is too large to be reached here");
+        return;
+    }
+    // Merged pages that cannot join: every other one has no twin.
+    const MERGED: usize = 4000;
+    let (one, two) = (Region::map(MERGED), Region::map(MERGED));
+    (0..MERGED).for_each(|index| {
+        one.fill(index, if index % 2 == 0 { 500 + index as u64 } else { 100_000 + index as u64 });
+        two.fill(index, if index % 2 == 0 { 500 + index as u64 } else { 200_000 + index as u64 });
+    });
+    one.mergeable();
+    two.mergeable();
+    merge_now();
+    merge_now();
+    assert!(one.merged() > 100, "{} merged", one.merged());
+    let used = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    assert!(used < limit * 4 / 5, "{used} of {limit} mappings");
+    // What a program can do beside that: a fifth of the limit.
+    let own = Region::map(limit / 6);
+    for index in (0..own.pages).step_by(2) {
+        assert_eq!(own.part(index, index + 1).protect(libc::PROT_READ), 0, "page {index}: {}", errno());
+    }
+    own.unmap();
+    one.unmap();
+    two.unmap();
+}
+
+/// V5: the program's own calls have mappings left.
+#[test]
+fn v5_many_mappings() {
+    let stand = Stand::on_request();
+    stand.run("many_maps");
+}
+
+/// Near the limit of its memory cgroup.
+fn memory_cgroup() {
+    let folder = std::path::PathBuf::from(format!("/sys/fs/cgroup/memory/pagefold-hazards-{}", std::process::id()));
+    if std::fs::create_dir(&folder).is_err() {
+        println!("skipped: the memory controller of cgroup v1");
+        return;
+    }
+    std::fs::write(folder.join("memory.limit_in_bytes"), (48 << 20).to_string()).unwrap();
+    std::fs::write(folder.join("cgroup.procs"), std::process::id().to_string()).unwrap();
+    // 40 MiB of 48, half of it twins of the other half, and a hole as large.
+    const HALF: usize = 5 << 10;
+    let (one, two) = (Region::map(2 * HALF), Region::map(2 * HALF));
+    one.part(0, HALF).fill_from(500);
+    two.part(0, HALF).fill_from(500);
+    reap_child();
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..10 {
+        merge_now();
+        if one.merged() > HALF / 2 {
+            break;
+        }
+    }
+    tell(&format!("{} of {HALF} merged", one.merged()));
+    one.part(0, HALF).check_from(500);
+    two.part(0, HALF).check_from(500);
+    assert_eq!(one.part(0, HALF).advise(libc::MADV_DONTNEED), 0);
+    one.part(0, HALF).check_zero();
+    std::fs::write("/sys/fs/cgroup/memory/cgroup.procs", std::process::id().to_string()).unwrap();
+    let _ = std::fs::remove_dir(&folder);
+}
+
+/// C6, H2: merging near the limit of a memory cgroup kills nobody.
+#[test]
+fn c6_near_the_limit_of_a_cgroup() {
+    let stand = Stand::on_request();
+    let output = stand.run("memory_cgroup");
+    println!("{}", output.lines().rfind(|line| line.ends_with("merged")).unwrap_or_default());
+}
