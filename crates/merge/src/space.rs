@@ -152,7 +152,8 @@ pub trait AddressSpace {
     fn set_mark(&mut self, pages: Pages, mark: Mark);
     /// True if a page holds a thread's control block or robust-list head, or a neighbour does.
     fn holds_thread_data(&self, address: u64) -> bool;
-    /// True if an entry of a robust list lies in a window. Asked after the freeze.
+    /// True if an entry of a robust list lies in a window. Asked before the freeze, since an owner that ends while its
+    /// mutex is frozen releases nothing, and after it, since mutexes are locked meanwhile.
     fn robust_list_enters(&mut self, start: u64, end: u64) -> bool;
 
     /// Makes pages exclusive that a fork had marked as shared (MADV_POPULATE_WRITE). Only ever asked for pages that
@@ -187,13 +188,7 @@ pub trait AddressSpace {
     /// What the page table says of scratch pages `0..states.len()`; `false` if it cannot be read. Asked after the
     /// freeze, when nothing but reclaim can change the answer any more. Unlike [`AddressSpace::page_states`] it has to
     /// tell [`PageState::Swapped`] from [`PageState::Absent`].
-    ///
-    /// The default knows nothing: pages are then not un-merged but on the owner's word, and
-    /// [`Checked::AllFree`] is not believed for plain pages.
-    fn scratch_states(&mut self, kind: FreezeKind, states: &mut [PageState]) -> bool {
-        let _ = (kind, states);
-        false
-    }
+    fn scratch_states(&mut self, kind: FreezeKind, states: &mut [PageState]) -> bool;
     /// Who else holds scratch pages `0..refs.len()`. For [`Checked::Counted`] the count of a page that nobody holds is
     /// 1, and anything but 1 where it could not be read (a hole, a page that is swapped out). [`Checked::AllFree`]
     /// need not cover what comes behind a slot that holds no page: see [`AddressSpace::scratch_states`].

@@ -26,6 +26,8 @@ pub(crate) enum Event {
     /// That child ends.
     ChildEnds(usize),
     SwapOut(usize),
+    /// A thread locks a robust mutex in the page.
+    Lock(usize),
     /// Reclaim takes a page that was freed lazily.
     Reclaim(usize),
     /// A call of the program through the gate: the page shall read as zero.
@@ -70,6 +72,9 @@ impl Recording {
                 if let Some(frame) = self.frame_of(self.address(page)) {
                     self.frames[frame].sharers = 0;
                 }
+            }
+            Event::Lock(page) => {
+                self.robust.insert(self.address(page));
             }
             Event::SwapOut(page) => self.swap_out(self.address(page)),
             Event::Reclaim(page) => self.reclaim(self.address(page)),

@@ -1,6 +1,7 @@
 //! What becomes of a page that nobody disturbs is known beforehand, for every kind of page and every action.
 
 use super::*;
+use crate::recording::Event;
 
 const PAGES: [Init; 27] = [
     Init::Hole,
@@ -129,23 +130,48 @@ fn the_collapse_oracle_names_nobody() {
     assert_eq!(scene.checked_by(Oracle::Collapse).run().outcomes, [Outcome::Referenced; 2]);
 }
 
-#[test]
-fn what_holds_thread_data_or_lies_on_a_robust_list_stays() {
-    for (init, action) in [
+/// One page for each sequence, and one behind it.
+fn one_of_each() -> [Scene; 3] {
+    [
         (Init::Anonymous(1), Action::Merge(at(1))),
         (Init::Diverged(at(2), 1), Action::Retake(at(1))),
         (Init::Diverged(at(2), 1), Action::Unmerge),
-    ] {
-        let mut scene = Scene::new(&[(init, Some(action)), (Init::Empty, None)]);
+    ]
+    .map(|(init, action)| Scene::new(&[(init, Some(action)), (Init::Empty, None)]))
+}
+
+/// A thread that ends while such a page is frozen would not be noticed, even if the page goes back.
+#[test]
+fn what_holds_thread_data_or_lies_on_a_robust_list_is_not_frozen() {
+    for mut scene in one_of_each() {
         let address = scene.space.address(0);
-        scene.space.robust.insert(address);
-        assert_eq!(scene.run().outcomes, [Outcome::ThreadData], "{action:?}");
-        scene.space.robust.clear();
-        scene.space.thread_data.insert(address);
-        let run = scene.run();
-        assert_eq!(run.outcomes, [Outcome::ThreadData], "{action:?}");
-        // A thread that ends while the page is frozen would not be noticed, even if the page goes back.
-        assert!(!run.space.worked_on.contains(&address), "{action:?}");
+        for what in ["robust", "thread data"] {
+            scene.space.robust.clear();
+            scene.space.thread_data.clear();
+            match what {
+                "robust" => scene.space.robust.insert(address),
+                _ => scene.space.thread_data.insert(address),
+            };
+            let run = scene.run();
+            assert_eq!(run.outcomes, [Outcome::ThreadData], "{what} {:?}", scene.plan);
+            assert!(!run.space.worked_on.contains(&address), "{what} {:?}", scene.plan);
+        }
+    }
+}
+
+/// A mutex that is locked between the look and the freeze sends its page back.
+#[test]
+fn a_mutex_locked_meanwhile_sends_its_page_back() {
+    for mut scene in one_of_each() {
+        let address = scene.space.address(0);
+        let mut sent_back = 0;
+        for step in 0..scene.steps() {
+            scene.space.schedule = vec![(step, Event::Lock(0))];
+            let run = scene.run();
+            let frozen = run.space.worked_on.contains(&address);
+            sent_back += usize::from(frozen && run.outcomes == [Outcome::ThreadData]);
+        }
+        assert!(sent_back > 1, "{sent_back} in {:?}", scene.plan);
     }
 }
 
