@@ -32,10 +32,11 @@ impl Partition {
     pub fn report_use(&mut self, segment: SegmentId, pages_mapped: u32, now: Instant) -> bool {
         let now = self.clock(now);
         let Some(segment) = self.segments.get_mut(segment) else { return false };
-        if segment.pages_mapped != pages_mapped {
-            segment.pages_mapped = pages_mapped;
+        // A use that falls bit by bit, as written pages leave one after the other, must not put off the end.
+        if pages_mapped > segment.pages_mapped || pages_mapped == 0 && segment.pages_mapped > 0 {
             segment.changed = now;
         }
+        segment.pages_mapped = pages_mapped;
         true
     }
 
@@ -89,7 +90,7 @@ impl Partition {
         Reclaimed { segments: dead.len() as u64, pages: dead.iter().map(|(_, pages)| pages).sum() }
     }
 
-    /// Segments of which at most `percent` of the pages are mapped, some are, and that has not changed for `grace`:
+    /// Segments of which at most `percent` of the pages are mapped, some are, and whose use has not risen for `grace`:
     /// their survivors are worth moving into a common segment. To move them, [`withdraw`](Self::withdraw) the segment,
     /// fill its pages again from a member, merge, and [`retire`](Self::retire) it.
     pub fn nearly_dead(&self, percent: u32, now: Instant, grace: Duration) -> impl Iterator<Item = NearlyDead> + '_ {

@@ -40,7 +40,8 @@ pub(crate) struct Segment {
     contents: Contents,
     /// Pages of it that somebody maps, as last reported.
     pub(crate) pages_mapped: u32,
-    /// When that number last changed, or the segment was made: tenths of a second since the partition was opened.
+    /// When that number last rose or became zero, or the segment was made: tenths of a second since the partition was
+    /// opened.
     pub(crate) changed: u32,
     generation: u16,
     /// No page of it is found any more.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use kernel::{MemoryFile, Pagemap, Pid, Pidfd, Range, Vaddr, page_size};
 use page::plan::{Limits, Match, Reason, Twin, plan};
-use page::{Fingerprint, Kind, Location, PageNumber, PageRange, SegmentId};
+use page::{Fingerprint, Kind, Location, PageAge, PageNumber, PageRange, SegmentId};
 use store::HandOut;
 
 use super::Broker;
@@ -125,16 +125,17 @@ impl Broker {
         let members = &mut self.members;
         let Quiet { index, memory, view, .. } = quiet;
         let index = *index;
-        let kind_of = |location: Location| {
+        let age_of = |location: Location| {
             if location.owner == index {
                 let at = Vaddr(location.page.address(page_size()));
                 let named = ranges.iter().any(|range| range.contains(at));
-                return (named && view.area_of(location.page).is_some()).then_some(Kind::Plain);
+                let plain = PageAge { kind: Kind::Plain, cycles: None, back_off: 0 };
+                return (named && view.area_of(location.page).is_some()).then_some(plain);
             }
             let member = members.iter_mut().find(|member| member.index == location.owner)?;
-            Some(member.view.area_of(location.page)?.ages.age(location.page)?.kind)
+            member.view.area_of(location.page)?.ages.age(location.page)
         };
-        fill(&mut self.eyes, &mut self.partition, findings, |owner| (owner == index).then_some(memory), kind_of);
+        fill(&mut self.eyes, &mut self.partition, findings, |owner| (owner == index).then_some(memory), age_of);
     }
 
     /// Turns a caller's items into runs, within its budget of mappings, with the segments that it needs.

@@ -27,7 +27,7 @@ const ZERO_PATIENCE: u32 = 4;
 impl Broker {
     /// One cycle of user-space scanning: watch writes, look at what has settled, merge what has a twin.
     pub(super) fn tick(&mut self) {
-        let mut findings = Findings::default();
+        let mut findings = Findings::of_settled();
         let mut regions = Regions::new();
         let rest =
             runnable().is_some_and(|runnable| runnable > self.cpus.saturating_mul(self.settings.runnable_per_cpu));
@@ -71,6 +71,7 @@ impl Broker {
             }
         }
         self.act(&mut findings, &mut |_, _| {});
+        self.totals.refused.add("huge_page", findings.spared);
         self.drive(&mut |_, _| {});
         self.eyes.index.grow_older();
     }
@@ -109,11 +110,11 @@ impl Broker {
         let attended: HashMap<u32, _> = self.members.iter().map(|member| (member.index, member.attended())).collect();
         let memory_of = |owner: u32| attended.get(&owner).map(|attended| &attended.memory);
         let members = &mut self.members;
-        let kind_of = |location: Location| {
+        let age_of = |location: Location| {
             let member = members.iter_mut().find(|member| member.index == location.owner)?;
-            Some(member.view.area_of(location.page)?.ages.age(location.page)?.kind)
+            member.view.area_of(location.page)?.ages.age(location.page)
         };
-        fill(&mut self.eyes, &mut self.partition, findings, memory_of, kind_of);
+        fill(&mut self.eyes, &mut self.partition, findings, memory_of, age_of);
         let owners: Vec<u32> = findings.items.keys().copied().collect();
         for owner in owners {
             let items = findings.items.remove(&owner).unwrap_or_default();
@@ -292,7 +293,10 @@ impl Broker {
                     area.dropped.set(offset, true);
                 }
                 Outcome::Unmerged => area.ages.unmerged(number),
-                Outcome::Pending => {}
+                // The kernel's huge zero page, which a scan does not tell from a page of zeros: nothing to drop.
+                Outcome::Shared if item.task == Task::DropZero => area.ages.looked(number),
+                // Not tried: nothing is known against it.
+                Outcome::Pending => area.ages.wake(number),
                 refusal => {
                     stale |= *refusal == Outcome::LayoutChanged;
                     area.ages.refused(number);

@@ -123,10 +123,12 @@ fn survivors_of_a_nearly_dead_segment_can_be_moved() {
     let [old, other] = [places[0].segment, places[8].segment];
     let now = Instant::now();
     let later = now + Duration::from_secs(60);
-    partition.report_use(old, 2, now);
+    partition.report_use(old, 3, now);
     partition.report_use(other, 8, now);
+    partition.report_use(old, 2, later);
     let minute = Duration::from_secs(59);
     assert_eq!(partition.nearly_dead(25, now, minute).count(), 0, "it may be on its way up");
+    // That it has fallen a moment ago does not make it younger.
     assert_eq!(
         partition.nearly_dead(25, later, minute).collect::<Vec<_>>(),
         [NearlyDead { segment: old, pages_mapped: 2, pages: 8 }]
