@@ -1,6 +1,7 @@
 //! What guests and their merging take of the host.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -15,8 +16,11 @@ pub(crate) struct Memory {
     /// `AnonPages` and `Shmem` of the host, less what they were before the guests. Whatever else runs on the host is
     /// in it.
     pub(crate) host: i64,
-    /// The same memory of the command and everything below it alone, as `Pss_Anon` and `Pss_Shmem` tell it.
+    /// The same memory of the command and everything below it alone: `Pss_Anon` and `Pss_Shmem`, and what the page
+    /// store holds that nobody maps.
     pub(crate) tree: u64,
+    /// All that the page store holds.
+    pub(crate) store: u64,
     /// Huge pages of the tree.
     pub(crate) huge: u64,
 }
@@ -32,19 +36,43 @@ impl Memory {
     pub(crate) fn look(root: u32, before: u64, since: Duration) -> Result<Self> {
         let host = i64::try_from(host()?)?.saturating_sub_unsigned(before);
         let mut memory = Self { seconds: since.as_secs_f64(), host, ..Self::default() };
+        let mut shared = 0;
         for (pid, name) in tree(root)? {
+            if name == "pagefold" {
+                memory.store += store(pid);
+            }
             // A helper shares the memory of its program.
             if name == "pagefold-helper" {
                 continue;
             }
             // It may have ended.
             if let Ok(used) = smaps::rollup(pid) {
-                memory.tree += (used.pss_anon + used.pss_shmem).get();
+                memory.tree += used.pss_anon.get();
+                shared += used.pss_shmem.get();
                 memory.huge += used.anon_huge_pages.get();
             }
         }
+        memory.tree += shared.max(memory.store);
         Ok(memory)
     }
+}
+
+/// Bytes of the segments that a process holds.
+fn store(pid: Pid) -> u64 {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
+    let mut segments = HashMap::new();
+    for descriptor in descriptors.filter_map(Result::ok) {
+        let target = std::fs::read_link(descriptor.path()).unwrap_or_default();
+        let name = target.to_string_lossy();
+        // The guardian has control areas, not segments.
+        if name.starts_with("/memfd:pagefold") && !name.starts_with("/memfd:pagefold-control") {
+            // By way of the link, which leads to the file itself.
+            if let Ok(file) = std::fs::metadata(descriptor.path()) {
+                segments.insert(file.ino(), file.blocks() * 512);
+            }
+        }
+    }
+    segments.values().sum()
 }
 
 /// A process and everything below it, with the names.

@@ -220,14 +220,15 @@ pub(crate) fn summary(folder: &Path) -> Value {
 fn line(memory: &Memory, summary: &Value) -> String {
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     let mut text = format!(
-        "{:.0} s: host {:.0} MiB, tree {:.0} MiB, huge {:.0} MiB",
+        "{:.0} s: host {:.0} MiB, tree {:.0} MiB, store {:.0} MiB, huge {:.0} MiB",
         memory.seconds,
         mib(memory.host as f64),
         mib(memory.tree as f64),
+        mib(memory.store as f64),
         mib(memory.huge as f64)
     );
     if summary.get("merges").is_some() {
-        let fields = ["pages_shared", "pages_sharing", "zero_pages", "merges", "diverged", "retaken", "cpu_seconds"];
+        let fields = ["pages_shared", "pages_sharing", "zero_pages", "merges", "diverged", "retaken", "held_back_seconds", "cpu_seconds"];
         fields.iter().for_each(|field| text.push_str(&format!(", {field} {}", summary[*field])));
         text.push_str(&format!(", refused {}", summary["refused"]));
     }
