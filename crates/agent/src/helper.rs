@@ -92,6 +92,7 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     control.scratch.store(scratch, SeqCst);
     control.diverged_scratch.store(diverged_scratch, SeqCst);
     control.stop.store(STATE.early_stop.load(SeqCst), SeqCst);
+    control.forks.store(crate::stubs::forks(), SeqCst);
     let address = core::ptr::from_ref(control) as u64;
     let token = Token(STATE.token[0].load(SeqCst), STATE.token[1].load(SeqCst));
     let hello =

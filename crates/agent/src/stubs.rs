@@ -7,7 +7,7 @@
 //! are never touched.
 
 use core::arch::global_asm;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use crate::calls::{Registers, dispatch};
 use crate::state::STATE;
@@ -123,6 +123,14 @@ pub(crate) fn entries() -> Entries {
     }
 }
 
+/// Forks so far, those of this process's parents included: their pages are marked as shared.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// For a helper that starts now.
+pub(crate) fn forks() -> u32 {
+    FORKS.load(SeqCst)
+}
+
 /// Before a fork or the creation of a thread, in the parent.
 ///
 /// A fork goes through as a reader: no page is frozen while it copies the address space. It also holds the table's
@@ -150,6 +158,7 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
         }
         return;
     }
+    FORKS.fetch_add(1, SeqCst);
     if let Some(control) = STATE.control() {
         gate::Reader::enter(control).keep();
         control.forks.fetch_add(1, SeqCst);

@@ -152,6 +152,7 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
         let frozen = frozen_pages(attended);
         match attended.uffd.read_event() {
             Ok(Some(Event::Fork { uffd })) => {
+                attended.control.forks.fetch_add(1, SeqCst);
                 // The child waits at its holes until its descriptor is closed.
                 for (place, content) in &frozen {
                     let _ = copy(&uffd, *place, content);
