@@ -284,11 +284,15 @@ fn discard(call: &Registers, start: u64, end: u64) -> i64 {
                 return result;
             }
         }
-        drop_merged(piece.start, piece.end);
-        let result = advise(piece.start, piece.end);
-        if result != 0 {
-            return result;
+        if drop_merged(piece.start, piece.end) {
+            let result = advise(piece.start, piece.end);
+            if result != 0 {
+                return result;
+            }
+        } else if piece.mark.keep().is_none_or(|keep| !keep.has(sys::PROT_WRITE as u8)) {
+            return -errno::ENOMEM;
         }
+        // Otherwise the pages hold zeros now, and the kernel must not be asked: it would show the store's again.
         at = piece.end;
     }
     let result = if at < end { advise(at, end) } else { 0 };
@@ -296,7 +300,10 @@ fn discard(call: &Registers, start: u64, end: u64) -> i64 {
 }
 
 /// Puts fresh anonymous memory in the place of merged pages: for calls after which their content must be gone.
-pub(crate) fn drop_merged(start: u64, end: u64) {
+///
+/// `false` if memory could not be had for all of it. Then writable pages hold zeros, in the store's mapping.
+pub(crate) fn drop_merged(start: u64, end: u64) -> bool {
+    let mut whole = true;
     for_merged(start, end, |piece, keep| {
         if put_anonymous(piece, keep) {
             STATE.table.set(piece.start, piece.end, Mark::PLAIN);
@@ -305,8 +312,10 @@ pub(crate) fn drop_merged(start: u64, end: u64) {
             }
         } else {
             STATE.stop(stop::BROKEN);
+            whole = false;
         }
     });
+    whole
 }
 
 fn put_anonymous(piece: Piece, keep: Keep) -> bool {
@@ -496,8 +505,10 @@ fn process_madvise(call: &Registers) -> i64 {
         for pair in pairs {
             let (start, len) = pair.split_at(8);
             let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-            if let Some((start, end)) = touches(span(value(start), value(len))) {
-                drop_merged(start, end);
+            if let Some((start, end)) = touches(span(value(start), value(len)))
+                && !drop_merged(start, end)
+            {
+                return -errno::ENOMEM;
             }
         }
         if call.rdx as usize > VECTORS { -errno::EINVAL } else { call.raw() }
