@@ -9,7 +9,7 @@ use abi::PLAN_MAX;
 use abi::control::{check_mode, plan, plan_flags};
 use abi::place::{Action, Outcome};
 use abi::wire::Message;
-use kernel::sched::{Limit, Policy, Resource, set_limit, set_policy};
+use kernel::sched::{Limit, Policy, Resource, limit, set_limit, set_policy};
 use kernel::{Range, task};
 use page::{Fingerprint, Place, SegmentId};
 use store::{HandOut, Partition};
@@ -144,6 +144,7 @@ impl Queue {
         plan.state.store(plan::READY, SeqCst);
         self.current = Some(order);
         member.busy_since = Some(Instant::now());
+        follow_limits(member);
         raise(member, settings);
         member.tell(Message::Run, None)
     }
@@ -281,6 +282,13 @@ fn look_at_threads(member: &Member) -> u32 {
     }
     heads.count.store(count as u32, SeqCst);
     epoch
+}
+
+/// The helper maps in the program's memory: beyond the program's own limit, every mapping call of the program would fail.
+fn follow_limits(member: &Member) {
+    if let Ok(limit) = limit(member.pid, Resource::AddressSpace) {
+        let _ = set_limit(member.helper, Resource::AddressSpace, limit);
+    }
 }
 
 /// Real-time priority for the length of a plan, under a limit that a hostile helper cannot lift.
