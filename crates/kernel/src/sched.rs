@@ -112,8 +112,6 @@ pub enum Resource {
     LockedMemory,
     /// Address space, in bytes.
     AddressSpace,
-    /// Address space, in bytes.
-    AddressSpace,
 }
 
 /// A soft and a hard limit; `None` for no limit.
@@ -133,7 +131,6 @@ fn resource_number(resource: Resource) -> (libc::__rlimit_resource_t, &'static s
         Resource::Stack => (libc::RLIMIT_STACK, "RLIMIT_STACK"),
         Resource::FileSize => (libc::RLIMIT_FSIZE, "RLIMIT_FSIZE"),
         Resource::LockedMemory => (libc::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK"),
-        Resource::AddressSpace => (libc::RLIMIT_AS, "RLIMIT_AS"),
         Resource::AddressSpace => (libc::RLIMIT_AS, "RLIMIT_AS"),
     }
 }
