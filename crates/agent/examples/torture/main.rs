@@ -92,7 +92,11 @@ fn main() {
         right &= poker.finish();
     }
     for mut other in others {
-        right &= other.wait().unwrap().success();
+        let status = other.wait().unwrap();
+        if !status.success() {
+            eprintln!("torture: the other process ended with {status}");
+            right = false;
+        }
     }
     let _ = std::fs::remove_file(&file);
     if let Some(report) = given.get("--report") {
@@ -146,7 +150,11 @@ fn join(threads: Vec<std::thread::JoinHandle<()>>) -> bool {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    threads.into_iter().all(|thread| thread.join().is_ok())
+    let right = threads.into_iter().all(|thread| thread.join().is_ok());
+    if !right {
+        eprintln!("torture: a worker panicked");
+    }
+    right
 }
 
 /// Something is wrong: says what and ends at once, before the evidence changes.

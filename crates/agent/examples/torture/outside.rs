@@ -31,9 +31,12 @@ pub(crate) fn start(seed: u64) -> Vec<Poker> {
 impl Poker {
     pub(crate) fn finish(&mut self) -> bool {
         drop(self.child.stdin.take());
-        let right = self.child.wait().unwrap().success();
+        let status = self.child.wait().unwrap();
         let _keeps_the_memory = &self.arena;
-        right
+        if !status.success() {
+            eprintln!("torture: the process that writes from outside ended with {status}");
+        }
+        status.success()
     }
 }
 
