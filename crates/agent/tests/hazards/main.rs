@@ -25,7 +25,17 @@ mod writers;
 use victim::Victim;
 
 /// Everything that a victim can be.
-const VICTIMS: &[&[Victim]] = &[advices::VICTIMS, forks::VICTIMS, limits::VICTIMS, mappings::VICTIMS, process::VICTIMS, stops::VICTIMS, table::VICTIMS, threads::VICTIMS, writers::VICTIMS];
+const VICTIMS: &[&[Victim]] = &[
+    advices::VICTIMS,
+    forks::VICTIMS,
+    limits::VICTIMS,
+    mappings::VICTIMS,
+    process::VICTIMS,
+    stops::VICTIMS,
+    table::VICTIMS,
+    threads::VICTIMS,
+    writers::VICTIMS,
+];
 
 /// Runs before `main`, on the main thread: a victim never reaches the test harness.
 #[unsafe(link_section = ".init_array")]

@@ -1,6 +1,6 @@
 //! D1, D9, D-4, D6: mappings that other threads change while pages of them are merged.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::stand::Stand;
@@ -129,7 +129,7 @@ pub(crate) fn readable(address: usize) -> bool {
 /// merged, and every byte is as on plain memory.
 #[test]
 fn d1_mappings_change_while_pages_are_merged() {
-    let stand = Stand::on_request();
+    let stand = Stand::watching();
     let output = stand.run("churn");
     println!("{}", output.lines().rfind(|line| line.ends_with("cycles")).unwrap_or_default());
     stand.assert_merged(500);
@@ -177,7 +177,6 @@ fn d1_single_pages_of_a_run_are_replaced() {
 
 /// The heap shrinks into merged pages and grows over them.
 fn heap() {
-    let stop = AtomicBool::new(false);
     // SAFETY: moves the end of the heap; std's allocator in this victim uses what lies below.
     let start = unsafe { libc::sbrk(0) } as usize;
     let start = start.next_multiple_of(page());
@@ -207,7 +206,6 @@ fn heap() {
         assert_eq!(unsafe { libc::brk(heap.pointer(0)) }, 0);
     }
     twins.check_from(FIRST);
-    stop.store(true, SeqCst);
 }
 
 impl Region {

@@ -58,7 +58,8 @@ fn v1_the_program_is_alone() {
 /// setuid from several threads.
 fn credentials() {
     let (one, two) = merged_pair(PAGES, 50);
-    let threads: Vec<_> = (0..3).map(|_| std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(50)))).collect();
+    let threads: Vec<_> =
+        (0..3).map(|_| std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(50)))).collect();
     // SAFETY: gives up rights that this victim does not need.
     unsafe {
         assert_eq!(libc::setgid(65_534), 0);
@@ -100,12 +101,13 @@ fn quiet_child() {
 fn parent() {
     let program = std::env::current_exe().unwrap();
     // The child's wishes go to the test, as this process's would.
-    let child = std::process::Command::new(program).env("VICTIM", "quiet_child").spawn().unwrap();
+    let mut child = std::process::Command::new(program).env("VICTIM", "quiet_child").spawn().unwrap();
     let id = i32::try_from(child.id()).unwrap();
     let mut status = 0;
     // SAFETY: the kernel writes the status.
     assert_eq!(unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) }, id);
     assert_eq!(status, 0);
+    assert!(child.wait().is_err(), "it has been waited for");
     // SAFETY: as above.
     assert_eq!(unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) }, -1);
     assert_eq!(errno(), libc::ECHILD);
@@ -174,14 +176,24 @@ fn synchronised_filter() {
     const RET_KILL: u32 = 0x8000_0000;
     let (one, two) = merged_pair(PAGES, 50);
     // Kills whoever calls ioctl.
-    let program = [(0x20_u16, 0_u8, 0_u8, 0_u32), (0x15, 0, 1, libc::SYS_ioctl as u32), (0x06, 0, 0, RET_KILL), (0x06, 0, 0, RET_ALLOW)];
+    let program = [
+        (0x20_u16, 0_u8, 0_u8, 0_u32),
+        (0x15, 0, 1, libc::SYS_ioctl as u32),
+        (0x06, 0, 0, RET_KILL),
+        (0x06, 0, 0, RET_ALLOW),
+    ];
     let filter: Vec<libc::sock_filter> =
         program.iter().map(|(code, jt, jf, k)| libc::sock_filter { code: *code, jt: *jt, jf: *jf, k: *k }).collect();
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: binds this process; the kernel reads the program.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::syscall(libc::SYS_seccomp, 1, 1, &raw const program), 0, "{}", std::io::Error::last_os_error());
+        assert_eq!(
+            libc::syscall(libc::SYS_seccomp, 1, 1, &raw const program),
+            0,
+            "{}",
+            std::io::Error::last_os_error()
+        );
     }
     one.fill_from(90);
     two.fill_from(90);
@@ -210,7 +222,8 @@ fn execs_itself() {
     one.check_from(50);
     if round < 5 {
         use std::os::unix::process::CommandExt as _;
-        let error = std::process::Command::new(std::env::current_exe().unwrap()).env("ROUND", (round + 1).to_string()).exec();
+        let error =
+            std::process::Command::new(std::env::current_exe().unwrap()).env("ROUND", (round + 1).to_string()).exec();
         panic!("{error}");
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Stand {
 
 impl Stand {
     /// Pages that stay unwritten for 0.2 s are merged, and whatever a victim asks for at once.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn watching() -> Self {
         Self::with(Settings { stable: Some(Duration::from_millis(200)), ..Settings::default() })
     }
 
@@ -140,7 +140,17 @@ impl Running {
             }),
         ];
         let input = child.stdin.take();
-        Self { child, input, lines, log, readers, broker, dense: Vec::new(), started: Instant::now(), watchdog: WATCHDOG }
+        Self {
+            child,
+            input,
+            lines,
+            log,
+            readers,
+            broker,
+            dense: Vec::new(),
+            started: Instant::now(),
+            watchdog: WATCHDOG,
+        }
     }
 
     /// Another time after which it counts as hanging.

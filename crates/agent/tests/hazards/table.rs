@@ -10,7 +10,8 @@ use std::time::Duration;
 use crate::stand::{Running, Stand, plain_command};
 use crate::victim::{Region, Victim, end_with, errno, merge_range, merged_pair, page, pattern, pid, tell};
 
-pub(crate) const VICTIMS: &[Victim] = &[("table_plain", plain), ("table_plain_forked", plain_forked), ("table_merged", merged), ("table_forked", forked)];
+pub(crate) const VICTIMS: &[Victim] =
+    &[("table_plain", plain), ("table_plain_forked", plain_forked), ("table_merged", merged), ("table_forked", forked)];
 
 /// Pages of the region that the calls are tried on.
 const PAGES: usize = 8;
@@ -471,7 +472,9 @@ fn is_documented(row: &str, got: &str) -> bool {
     if row == "own userfaultfd, move" && got.starts_with("-1 16 ") && got.ends_with("sssssss0") {
         return true;
     }
-    row == "MADV_FREE" && got.starts_with("0 0 ") && got[4..].bytes().take(PAGES).all(|page| page == b's' || page == b'0')
+    row == "MADV_FREE"
+        && got.starts_with("0 0 ")
+        && got[4..].bytes().take(PAGES).all(|page| page == b's' || page == b'0')
 }
 
 fn compare(mode: &str, plain: &BTreeMap<String, String>, merged: &BTreeMap<String, String>) {

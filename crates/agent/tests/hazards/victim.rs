@@ -236,7 +236,8 @@ pub(crate) fn merged_pair(pages: usize, first: u64) -> (Region, Region) {
 pub(crate) fn merge_pair(one: Region, two: Region) {
     one.mergeable();
     two.mergeable();
-    for _ in 0..50 {
+    // A page that was written a moment ago lies in a CPU's LRU batch and counts as held until that is drained.
+    for _ in 0..400 {
         merge_now();
         // Side by side the two are one mapping, with one last page.
         if one.merged() + 1 >= one.pages && two.merged() + 1 >= two.pages {

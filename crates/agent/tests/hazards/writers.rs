@@ -85,7 +85,12 @@ struct Score {
 
 /// Two threads write blocks of the victim's memory and look at the next visit whether all is still there. `stall`
 /// gives the source of a write, given its content.
-fn attack<'a>(victim: i32, start: usize, access: &dyn Access, source: &(dyn Fn(usize, u64) -> &'a [u64] + Sync)) -> Score {
+fn attack<'a>(
+    victim: i32,
+    start: usize,
+    access: &dyn Access,
+    source: &(dyn Fn(usize, u64) -> &'a [u64] + Sync),
+) -> Score {
     let score = Score::default();
     let words = BLOCK * page() / 8;
     let until = Instant::now() + Duration::from_secs(6);
@@ -167,7 +172,7 @@ fn d2_writes_through_proc_mem() {
 /// D2, D5: process_vm_writev, which holds its pages while it copies, into plain and diverged pages.
 #[test]
 fn d5_writes_by_process_vm_writev() {
-    let stand = Stand::on_request();
+    let stand = Stand::watching();
     let (running, pid, start) = attacked(&stand);
     let blocks = blocks();
     let score = attack(pid, start, &ByCall(pid), &|_, seed| &blocks[seed as usize - 1]);
