@@ -212,14 +212,15 @@ impl AddressSpace for Space {
     }
 
     fn settled(&mut self) -> Result<(), Unsettled> {
-        if self.control.stop.load(SeqCst) != 0 {
-            return Err(Unsettled::Stopped);
-        }
         if self.control.layout_epoch.load(SeqCst) != self.layout_epoch {
             return Err(Unsettled::Layout);
         }
         if self.control.thread_epoch.load(SeqCst) != self.thread_epoch {
             return Err(Unsettled::Threads);
+        }
+        // Last: un-merging goes on in a process that is stopped, but not over a layout that has changed.
+        if self.control.stop.load(SeqCst) != 0 {
+            return Err(Unsettled::Stopped);
         }
         Ok(())
     }

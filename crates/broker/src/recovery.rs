@@ -12,7 +12,9 @@
 //! Then the window is taken out of the registration, everybody who waits there is woken, and only then the gate opens.
 //! A hostile member can make the journal say anything; all of it happens in its own address space.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
 use abi::BATCH_MAX;
 use abi::control::{ask, journal};
@@ -42,6 +44,10 @@ pub(crate) struct Recovered {
     pub(crate) lost: usize,
 }
 
+/// How often a page is tried that could be neither read nor copied.
+const GIVE_BACK_TRIES: u32 = 50;
+const GIVE_BACK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Gives back what a dead helper held, and opens its gate. The helper must be known to be dead.
 pub(crate) fn recover(attended: &Attended) -> Recovered {
     let mut done = Recovered::default();
@@ -53,10 +59,23 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         _ => None,
     };
     if let Some(scratch) = scratch {
-        give_back(attended, scratch, &mut done);
-        let window = (journal.window_start.load(SeqCst), journal.window_end.load(SeqCst));
-        release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
-        journal.state.store(journal::IDLE, SeqCst);
+        for _ in 0..GIVE_BACK_TRIES {
+            done = Recovered::default();
+            give_back(attended, scratch, &mut done);
+            if done.lost == 0 {
+                break;
+            }
+            std::thread::sleep(GIVE_BACK_PAUSE);
+        }
+        if done.lost == 0 {
+            let window = (journal.window_start.load(SeqCst), journal.window_end.load(SeqCst));
+            release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
+            journal.state.store(journal::IDLE, SeqCst);
+        } else {
+            // Nothing may let a page read as something else than what it held: whoever touches it goes on waiting,
+            // for as long as this descriptor is open.
+            std::mem::forget(uffd.as_fd().try_clone_to_owned());
+        }
     }
     control.filling.store(0, SeqCst);
     control.helper.store(0, SeqCst);
