@@ -1,0 +1,72 @@
+//! The header is what the source says, and a C program can use it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where cargo put the library: beside this test's binary, or one folder up.
+fn built() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folders = test.ancestors().skip(1).take(2);
+    folders.map(Path::to_owned).find(|folder| folder.join("libpagefold_c.so").is_file()).expect("cargo built it")
+}
+
+#[test]
+fn the_header_is_up_to_date() {
+    let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
+    let mut made = Vec::new();
+    cbindgen::Builder::new()
+        .with_src(root().join("src/lib.rs"))
+        .with_config(config)
+        .generate()
+        .unwrap()
+        .write(&mut made);
+    let path = root().join("include/pagefold.h");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(there, String::from_utf8(made).unwrap(), "BLESS=1 cargo test -p pagefold-capi rewrites it");
+}
+
+#[test]
+fn a_c_program_merges() {
+    if Command::new("cc").arg("--version").output().is_err() {
+        println!("skipped: a C compiler");
+        return;
+    }
+    let built = built();
+    let program = built.join(format!("merge-example-{}", std::process::id()));
+    let compiled = Command::new("cc")
+        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-I"])
+        .arg(root().join("include"))
+        .arg(root().join("examples/c/merge.c"))
+        .arg("-L")
+        .arg(&built)
+        .args(["-lpagefold_c", "-o"])
+        .arg(&program)
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let ran = Command::new(&program).env("LD_LIBRARY_PATH", &built).output().unwrap();
+    std::fs::remove_file(&program).unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success() && said.contains("done"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+#[test]
+fn every_function_is_in_the_manual() {
+    let header = std::fs::read_to_string(root().join("include/pagefold.h")).unwrap();
+    let manual = std::fs::read_to_string(root().join("man/pagefold.3")).unwrap();
+    let names = header.split(|byte: char| !byte.is_ascii_alphanumeric() && byte != '_');
+    let mut seen = 0;
+    for name in names.filter(|name| name.starts_with("pagefold_") || name.starts_with("PAGEFOLD_E")) {
+        assert!(manual.contains(name), "{name}");
+        seen += 1;
+    }
+    assert!(seen > 15);
+}
