@@ -206,7 +206,8 @@ pub(crate) struct Host<'a> {
     pub(crate) uid: u32,
     /// /dev/userfaultfd, where the broker may open it.
     pub(crate) device: Option<&'a OwnedFd>,
-    pub(crate) check: Option<BpfCheck>,
+    /// Exact reference counts can be had.
+    pub(crate) exact: bool,
     pub(crate) priority: bool,
     pub(crate) index: u32,
 }
@@ -277,9 +278,10 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
 
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
     let attended = Arc::new(Attended { control: area, uffd, grounds, memory, pagemap, over: AtomicBool::new(false) });
-    let exact_check = host.check.is_some();
-    let attendants =
-        Attendants::start(&attended, peer.pid, host.check, host.priority, events).map_err(Refused::kernel)?;
+    // Not before: to load it costs more than everything else here together, and anybody may knock.
+    let check = if host.exact { BpfCheck::new().ok() } else { None };
+    let exact_check = check.is_some();
+    let attendants = Attendants::start(&attended, peer.pid, check, host.priority, events).map_err(Refused::kernel)?;
     Ok(Member {
         pid,
         pidfd,

@@ -143,9 +143,7 @@ impl Impostor {
         };
         link.send(&Message::Userfault { errno: 0 }.encode(), &[uffd.as_fd()]).unwrap();
         receive(&link).expect("that it is ready");
-        let this = Self { link, control, uffd, start, len: len as u64 };
-        this.hand_over(0, start, start + len as u64);
-        this
+        Self { link, control, uffd, start, len: len as u64 }
     }
 
     fn hand_over(&self, slot: usize, start: u64, end: u64) {
@@ -156,6 +154,7 @@ impl Impostor {
 
     /// The honest member's contents, so that there is something to be ordered.
     fn fill(&self) {
+        self.hand_over(0, self.start, self.start + self.len);
         for page in 0..self.len / 4096 {
             let id = 1000 + page % 64;
             for index in 0..512_u64 {
@@ -308,6 +307,7 @@ fn stall() {
         unsafe { ((impostor.start + page * 4096) as *mut u64).write_volatile(page + 1) };
     }
     own.register(range, kernel::Mode::MISSING).unwrap();
+    impostor.hand_over(0, impostor.start, impostor.start + impostor.len);
     at_it();
     // When they have settled, they go, from the last on.
     std::thread::sleep(Duration::from_millis(500));
@@ -329,7 +329,7 @@ fn huge() {
         (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: fresh mappings.
     unsafe {
-        let whole = libc::mmap(std::ptr::null_mut(), 100 << 40, prot, flags, -1, 0);
+        let whole = libc::mmap(std::ptr::null_mut(), 64 << 40, prot, flags, -1, 0);
         assert_ne!(whole, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         let pieces = libc::mmap(std::ptr::null_mut(), 60_000 * 4096, prot, flags, -1, 0).cast::<u8>();
         for page in (0..60_000).step_by(2) {

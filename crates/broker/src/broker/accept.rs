@@ -2,7 +2,6 @@
 
 use abi::wire::Message;
 use kernel::Pid;
-use kernel::refcheck::BpfCheck;
 
 use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
@@ -38,8 +37,7 @@ impl Broker {
                     }
                     _ => None,
                 };
-                let check = if exact { BpfCheck::new().ok() } else { None };
-                let host = Host { token, uid, device: device.as_ref(), check, priority, index };
+                let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
                 let _ = introducer.send((said, introduce(link, first, host)));
                 let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
             };
