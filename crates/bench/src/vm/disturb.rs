@@ -65,7 +65,7 @@ impl Disturbance {
     /// Stops, with every guest running again.
     pub(crate) fn stop(self) -> Result<Disturbed> {
         self.over.store(true, Ordering::SeqCst);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the disturber panicked"))?
+        self.thread.join().map_err(|_payload| anyhow::anyhow!("the disturber panicked"))?
     }
 }
 

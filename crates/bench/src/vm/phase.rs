@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use ksm::{Counters, Ksmd, KsmSysfs, Lease, Rate, Wanted};
+use ksm::{Counters, KsmSysfs, Ksmd, Lease, Rate, Wanted};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -228,7 +228,16 @@ fn line(memory: &Memory, summary: &Value) -> String {
         mib(memory.huge as f64)
     );
     if summary.get("merges").is_some() {
-        let fields = ["pages_shared", "pages_sharing", "zero_pages", "merges", "diverged", "retaken", "held_back_seconds", "cpu_seconds"];
+        let fields = [
+            "pages_shared",
+            "pages_sharing",
+            "zero_pages",
+            "merges",
+            "diverged",
+            "retaken",
+            "held_back_seconds",
+            "cpu_seconds",
+        ];
         fields.iter().for_each(|field| text.push_str(&format!(", {field} {}", summary[*field])));
         text.push_str(&format!(", refused {}", summary["refused"]));
     }
