@@ -107,6 +107,8 @@ pub struct Summary {
     pub held_back_seconds: f64,
     /// CPU time of broker and helpers.
     pub cpu_seconds: f64,
+    /// Time that helpers took for what they were ordered, each of them counted.
+    pub helpers_busy_seconds: f64,
     /// Time since the start.
     pub elapsed_seconds: f64,
     /// Why helpers were not taken in, a line each.
@@ -124,6 +126,8 @@ pub(crate) struct Totals {
     pub(crate) refused: Refusals,
     /// Time in which nothing was merged because too many threads wanted a CPU.
     pub(crate) held_back: Duration,
+    /// Time that helpers of members that are gone took for their orders.
+    pub(crate) busy: Duration,
     /// Of members that are gone.
     frozen: Vec<u64>,
     frozen_max_ns: u64,
@@ -268,6 +272,8 @@ pub(crate) struct Books<'a> {
     pub(crate) totals: &'a Totals,
     pub(crate) members: &'a [Member],
     pub(crate) members_ever: u64,
+    /// Of the members that are there.
+    pub(crate) busy: Duration,
     pub(crate) partition: &'a Partition,
     pub(crate) index_entries: u64,
     pub(crate) started: Instant,
@@ -332,6 +338,7 @@ impl Books<'_> {
             store_segments: store.segments,
             held_back_seconds: self.totals.held_back.as_secs_f64(),
             cpu_seconds: own + cpu as f64 / 1e9,
+            helpers_busy_seconds: (self.totals.busy + self.busy).as_secs_f64(),
             elapsed_seconds: self.started.elapsed().as_secs_f64(),
             helper_refused: Vec::new(),
         }

@@ -76,6 +76,8 @@ impl Order {
 pub(crate) struct Queue {
     waiting: VecDeque<Order>,
     current: Option<Order>,
+    /// How long plans were with the helper, altogether.
+    pub(crate) busy: Duration,
 }
 
 /// A page and what became of it.
@@ -169,6 +171,7 @@ impl Queue {
                 return Ok(None);
             }
         }
+        self.busy += since.elapsed();
         lower(member);
         let plan = &member.control().plan;
         let outcomes: Vec<_> = order

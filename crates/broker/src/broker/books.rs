@@ -78,6 +78,7 @@ impl Broker {
             check,
             totals: &self.totals,
             members: &self.members,
+            busy: self.queues.values().map(|queue| queue.busy).sum(),
             members_ever: self.members_ever,
             partition: &self.partition,
             index_entries: self.eyes.index.counts().entries,

@@ -237,6 +237,7 @@ impl Broker {
         member.bury();
         self.totals.keep(member.control());
         if let Some(mut queue) = self.queues.remove(&member.index) {
+            self.totals.busy += queue.busy;
             queue.abandon();
         }
         if let Some(guardian) = &mut self.guardian {
