@@ -4,8 +4,13 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bench::cow::CowCommand;
 use bench::guest::GuestCommand;
+use bench::merge::MergeCommand;
+use bench::sides::{GuardianCommand, KsmGuardianCommand};
+use bench::stall::StallCommand;
 use bench::vm::VmCommand;
+use bench::workers::{SpinCommand, WorkerCommand};
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
@@ -23,6 +28,20 @@ enum Scenario {
     Guest(GuestCommand),
     /// Guests without merging, under kernel KSM and under pagefold.
     Vm(VmCommand),
+    /// Equal pages from start to merged, and the merge step alone, beside ksmd flat out.
+    Merge(MergeCommand),
+    /// How long a write takes that gives a merged page its own copy again.
+    Cow(CowCommand),
+    /// How long a reader and a writer wait while their pages are merged.
+    Stall(StallCommand),
+    #[command(hide = true)]
+    Worker(WorkerCommand),
+    #[command(hide = true)]
+    Spin(SpinCommand),
+    #[command(hide = true)]
+    Guardian(GuardianCommand),
+    #[command(hide = true)]
+    KsmGuardian(KsmGuardianCommand),
 }
 
 impl Scenario {
@@ -30,6 +49,13 @@ impl Scenario {
         match self {
             Self::Guest(command) => command.run(),
             Self::Vm(command) => command.run(),
+            Self::Merge(command) => command.run(),
+            Self::Cow(command) => command.run(),
+            Self::Stall(command) => command.run(),
+            Self::Worker(command) => command.run(),
+            Self::Spin(command) => command.run(),
+            Self::Guardian(command) => command.run(),
+            Self::KsmGuardian(command) => command.run(),
         }
     }
 }

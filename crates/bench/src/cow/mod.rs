@@ -87,6 +87,7 @@ fn store(layout: Layout) -> Result<Side> {
 
 fn ksmd(layout: Layout) -> Result<Side> {
     let scanner = Scanner::acquire()?;
+    scanner.forget_the_dead()?;
     let mut fleet = Fleet::start(layout, |_| ())?;
     fleet.hand_over()?;
     let reached = scanner.run_until(layout.saved(), Duration::from_secs(60))?;

@@ -128,6 +128,7 @@ impl Case {
 
     fn ksmd(self) -> Result<Theirs> {
         let scanner = Scanner::acquire()?;
+        scanner.forget_the_dead()?;
         let mut theirs = Theirs::default();
         let mut fleets = Vec::new();
         for second in [false, true] {

@@ -80,7 +80,8 @@ impl MergeCommand {
 }
 
 fn ratios(outcome: &Outcome) -> Vec<Ratio> {
-    let Some(ksmd) = &outcome.ksmd else { return Vec::new() };
+    // Without anything merged by ksmd there is nothing to compare with.
+    let Some(ksmd) = outcome.ksmd.as_ref().filter(|ksmd| ksmd.start.pages_saved > 0) else { return Vec::new() };
     let case = &outcome.case;
     let ours = &outcome.store;
     let pairs = case.layout.copies == 2;

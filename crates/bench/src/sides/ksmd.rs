@@ -17,6 +17,10 @@ use ksm::{Counters, Ksmd, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted};
 const HOST_LOCK: &str = "/tmp/pagefold-host.lock";
 /// How often the counters are looked at.
 const LOOK: Duration = Duration::from_millis(1);
+/// For how long the counters stay as they are once ksmd has forgotten the dead.
+const QUIET: Duration = Duration::from_millis(300);
+/// How long that may take.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(20);
 /// Passes without anything new after which nothing more is to be expected.
 const PASSES_IN_VAIN: u64 = 4;
 
@@ -77,6 +81,25 @@ impl Scanner {
                 Err(error.into())
             }
         }
+    }
+
+    /// Lets ksmd forget the processes that have ended: until it has been there, they count as if they were alive.
+    ///
+    /// # Errors
+    /// Those of KSM's files and of the lease.
+    pub fn forget_the_dead(&self) -> Result<()> {
+        let deadline = Instant::now() + FORGOTTEN_WITHIN;
+        let mut last = self.counters()?;
+        let mut since = Instant::now();
+        self.run()?;
+        while since.elapsed() < QUIET && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+            let now = self.counters()?;
+            if now.pages_sharing != last.pages_sharing || now.pages_shared != last.pages_shared {
+                (last, since) = (now, Instant::now());
+            }
+        }
+        self.rest()
     }
 
     /// Lets ksmd run until `pages_sharing` has risen by `pages`, or until some passes have brought nothing, or for

@@ -102,7 +102,7 @@ impl Store {
         for pid in status::processes().context("list processes")? {
             // One that has just ended is not there any more.
             let Ok(process) = status::read(pid) else { continue };
-            if process.ppid == Pid::this() && process.name == "pagefold-helper" {
+            if process.ppid == Pid::this().0 && process.name == "pagefold-helper" {
                 sum += process_cpu_time(pid).unwrap_or_default();
             }
         }

@@ -15,7 +15,7 @@ use crate::report::{Better, Machine, Ratio, Report};
 use crate::sides::{Scanner, Spread, Store};
 use crate::workers::{Access, Fleet, Layout, Touched};
 
-/// Raw samples of a kind in the report: evenly taken from the ordered list, with the longest.
+/// Raw samples of a kind in the report.
 const RAW: usize = 2000;
 
 /// `bench stall`.
@@ -137,6 +137,7 @@ impl StallCommand {
 
     fn ksmd(&self, layout: Layout, seconds: u64) -> Result<Side> {
         let scanner = Scanner::acquire()?;
+        scanner.forget_the_dead()?;
         let mut fleet = Fleet::start(layout, |_| ())?;
         fleet.hand_over()?;
         scanner.run_until(layout.saved(), Duration::from_secs(120))?;
@@ -196,7 +197,7 @@ impl Side {
     }
 }
 
-/// So many of an ordered list that a reader of the report can draw it, all of the longest tenth where there is room.
+/// So many of an ordered list, evenly taken from its end on, that a reader of the report can draw it.
 fn thin(ascending: &[u64]) -> Vec<u64> {
     let step = ascending.len().div_ceil(RAW).max(1);
     let mut thin: Vec<u64> = ascending.iter().rev().step_by(step).copied().collect();
