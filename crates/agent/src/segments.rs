@@ -1,5 +1,6 @@
 //! The store's segments that the broker gave the helper descriptors of.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::place::Place;
@@ -35,6 +36,15 @@ impl Segment {
     }
 }
 
+/// A page of a segment that is needed on its own: reading it costs less than mapping its segment would.
+#[repr(align(64))]
+struct Lone(UnsafeCell<[u8; PAGE as usize]>);
+
+// SAFETY: the helper has one thread, and only its own `Segments` gives the address away.
+unsafe impl Sync for Lone {}
+
+static LONE: Lone = Lone(UnsafeCell::new([0; PAGE as usize]));
+
 #[derive(Clone, Copy)]
 struct View {
     segment: u32,
@@ -48,6 +58,8 @@ pub(crate) struct Segments {
     used: usize,
     views: [View; VIEWS],
     next_view: usize,
+    /// The segment that a page was last asked for and that was not mapped.
+    missed: Option<u32>,
 }
 
 impl Segments {
@@ -56,7 +68,7 @@ impl Segments {
         for segment in KNOWN.iter().filter(|segment| segment.descriptor().is_some()) {
             segment.set(0, 0, 0);
         }
-        Self { used: 0, views: [View { segment: 0, address: 0, len: 0 }; VIEWS], next_view: 0 }
+        Self { used: 0, views: [View { segment: 0, address: 0, len: 0 }; VIEWS], next_view: 0, missed: None }
     }
 
     /// Takes a segment's descriptor.
@@ -100,12 +112,19 @@ impl Segments {
         segment.descriptor().filter(|_| end <= u64::from(segment.pages.load(SeqCst)))
     }
 
-    /// Where a page of a segment can be read.
+    /// Where a page of a segment can be read, until the next page is asked for. The first page of a segment is read,
+    /// with the second it is mapped: a run's pages are compared in a row, scattered ones each in another segment.
     pub(crate) fn view(&mut self, place: Place) -> Option<u64> {
         let fd = self.descriptor(place, 1)?;
         let offset = u64::from(place.page) * PAGE;
         if let Some(view) = self.views.iter().find(|view| view.len != 0 && view.segment == place.segment) {
             return Some(view.address + offset);
+        }
+        if self.missed.replace(place.segment) != Some(place.segment) {
+            let page = LONE.0.get() as u64;
+            // SAFETY: the kernel writes a page into memory that nothing refers to: who asked before is done with it.
+            let read = unsafe { sys!(nr::PREAD64, fd as u64, page, PAGE, offset) };
+            return (read == PAGE as i64).then_some(page);
         }
         let len = u64::from(KNOWN[place.segment as usize].pages.load(SeqCst)) * PAGE;
         let view = &mut self.views[self.next_view];
