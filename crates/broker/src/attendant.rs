@@ -23,8 +23,6 @@ use crate::recovery::{Grounds, copy};
 const LOOK_UP: Duration = Duration::from_millis(200);
 /// How long the end of the threads is waited for.
 const END_WITHIN: Duration = Duration::from_secs(1);
-/// How long the checker looks for the next question before it sleeps: while a plan runs they come close together.
-const SPIN: Duration = Duration::from_micros(60);
 
 /// Name of the thread that answers reference checks, which runs with real-time priority.
 pub(crate) const CHECKER: &str = "pf-check";
@@ -98,7 +96,6 @@ fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: 
     }
     let question = &attended.control.check;
     let areas = [attended.grounds.scratch, attended.grounds.diverged_scratch];
-    let mut last = Instant::now();
     while !attended.over.load(SeqCst) {
         if question.state.compare_exchange(check::ASKED, check::SERVING, SeqCst, SeqCst).is_ok() {
             let count = (question.count.load(SeqCst) as usize).min(BATCH_MAX);
@@ -115,10 +112,9 @@ fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: 
             if question.state.compare_exchange(check::SERVING, check::ANSWERED, SeqCst, SeqCst).is_ok() {
                 let _ = futex_wake(&question.state, 1);
             }
-            last = Instant::now();
-        } else if last.elapsed() < SPIN {
-            std::hint::spin_loop();
         } else {
+            // Never in a loop until the next question comes: with this priority that would take a whole CPU from those
+            // who find the next pages, for the length of every plan.
             let state = question.state.load(SeqCst);
             if state != check::ASKED {
                 let _ = futex_wait(&question.state, state, Some(LOOK_UP));

@@ -17,6 +17,11 @@ const READ_AT_ONCE: u64 = 1 << 20;
 /// lie mixed: with a quarter, 15,000 of 93,000 pages with a twin stayed where they were.
 const HUGE_SHARE: u64 = 32;
 
+/// Items of a member from which on it is worth while to order them, if they are dense.
+const ORDER_FROM: usize = 1024;
+/// Items of a member that are ordered in any case.
+const ORDER_AT_LATEST: usize = 1 << 16;
+
 /// What was found out about pages, until it is turned into orders.
 #[derive(Default)]
 pub(crate) struct Findings {
@@ -24,6 +29,8 @@ pub(crate) struct Findings {
     pub(crate) items: HashMap<u32, Vec<Item>>,
     /// Contents that two pages have and the store does not.
     fills: Vec<Fill>,
+    /// Their bytes, as they were when they were hashed: reading them again would cost more than keeping them.
+    staged: Vec<u8>,
     /// Leave out a twin that was written since it was looked at. What is merged on request takes its word for it.
     unwritten_only: bool,
     /// Which fill a content is.
@@ -37,6 +44,8 @@ pub(crate) struct Findings {
     pub(crate) zero_pages: u64,
     /// Pages with a twin in huge pages that were left whole.
     pub(crate) spared: u64,
+    /// How many items of a member there must be before it is looked again whether they are dense.
+    look_again_at: HashMap<u32, usize>,
 }
 
 /// A content to be copied into the store.
@@ -46,6 +55,8 @@ struct Fill {
     here: (Location, page::PageId),
     /// The page that had it before.
     there: (Location, page::PageId),
+    /// Which of the staged pages holds its bytes.
+    staged: usize,
 }
 
 impl Findings {
@@ -54,8 +65,23 @@ impl Findings {
         Self { unwritten_only: true, ..Self::default() }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.fills.is_empty()
+    /// True if pages of a member lie so close together that ordering them does not spread them over many batches.
+    pub(crate) fn is_dense(&mut self, owner: u32) -> bool {
+        let Some(items) = self.items.get_mut(&owner) else { return false };
+        let due = self.look_again_at.entry(owner).or_insert(ORDER_FROM);
+        if items.len() < *due {
+            return false;
+        }
+        items.sort_by_key(|item| item.address);
+        let window = abi::BATCH_MAX as u64 * 2 * page_size();
+        let windows = items.chunk_by(|before, after| before.address / window == after.address / window).count();
+        let dense = items.len() >= ORDER_AT_LATEST || items.len() >= windows * abi::BATCH_MAX / 2;
+        if dense {
+            self.look_again_at.remove(&owner);
+        } else {
+            *due = items.len() * 2;
+        }
+        dense
     }
 
     /// Pages that wait to be copied into the store.
@@ -194,7 +220,8 @@ fn look_at(
                 continue;
             }
         }
-        seek(look, number, content, eyes, findings);
+        let page = &eyes.buffer[at * size..(at + 1) * size];
+        seek((look, number), (content, page), &mut eyes.index, &eyes.spans, findings);
         at += 1;
     }
     if read * size == len {
@@ -214,25 +241,33 @@ fn push(findings: &mut Findings, owner: u32, page: PageNumber, task: Task) {
 }
 
 /// Looks for another page with this content.
-fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Eyes, findings: &mut Findings) {
+fn seek(
+    (look, number): (&Look<'_>, PageNumber),
+    (content, page): (Fingerprint, &[u8]),
+    index: &mut CandidateIndex,
+    spans: &Spans,
+    findings: &mut Findings,
+) {
     let here = Location { owner: look.owner, page: number };
     if let Some(fill) = findings.fill_of.get(&content) {
         findings.takers.push((here, *fill));
         return;
     }
     let id = look.first.0.offset(number.0 - look.first.1.0);
-    match eyes.index.observe(content, id) {
+    match index.observe(content, id) {
         Sighting::First | Sighting::Again => {}
-        Sighting::Candidate(other) => match eyes.spans.locate(other) {
+        Sighting::Candidate(other) => match spans.locate(other) {
             Some(there) if there != here => {
                 let fill = findings.fills.len();
-                findings.fills.push(Fill { content, here: (here, id), there: (there, other) });
+                let staged = findings.staged.len() / page.len();
+                findings.staged.extend_from_slice(page);
+                findings.fills.push(Fill { content, here: (here, id), there: (there, other), staged });
                 findings.fill_of.insert(content, fill);
                 findings.takers.push((here, fill));
             }
             _ => {
                 // The other page is gone: this one takes its place.
-                eyes.index.supersede(content, other, id);
+                index.supersede(content, other, id);
             }
         },
     }
@@ -240,30 +275,36 @@ fn seek(look: &Look<'_>, number: PageNumber, content: Fingerprint, eyes: &mut Ey
 
 /// Copies into the store what has twins, and turns those who wait for it into items. `age_of` tells what a page is,
 /// `None` if it is not managed any more.
-pub(crate) fn fill<'a>(
+///
+/// What is copied are the bytes that were hashed. Whether a page still holds them is decided where it is replaced.
+pub(crate) fn fill(
     eyes: &mut Eyes,
     partition: &mut Partition,
     findings: &mut Findings,
-    memory_of: impl Fn(u32) -> Option<&'a MemoryFile>,
     mut age_of: impl FnMut(Location) -> Option<PageAge>,
 ) -> bool {
     let size = page_size();
     choose(eyes, findings, &mut age_of);
     let mut before: Option<Location> = None;
-    let requests: Vec<FillRequest<Location>> = findings
+    let requests: Vec<FillRequest<usize>> = findings
         .fills
         .drain(..)
-        .map(|Fill { content: fingerprint, here: (source, _), .. }| {
-            let continues =
-                before.is_some_and(|before| before.owner == source.owner && before.page.next() == source.page);
-            before = Some(source);
+        .map(|Fill { content: fingerprint, here: (seen, _), staged: source, .. }| {
+            let continues = before.is_some_and(|before| before.owner == seen.owner && before.page.next() == seen.page);
+            before = Some(seen);
             FillRequest { fingerprint, source, continues }
         })
         .collect();
     findings.fill_of.clear();
-    let read =
-        |requests: &[FillRequest<Location>], reads: &mut PageReads<'_>| read_members(requests, reads, &memory_of);
+    let bytes = usize::try_from(size).expect("a page is small");
+    let staged = &findings.staged;
+    let read = |requests: &[FillRequest<usize>], reads: &mut PageReads<'_>| {
+        for (slot, request) in requests.iter().enumerate() {
+            reads.put(slot, &staged[request.source * bytes..(request.source + 1) * bytes]);
+        }
+    };
     let report = partition.fill(&mut eyes.fill_buffer, &requests, read);
+    findings.staged.clear();
     for (taker, fill) in findings.takers.drain(..) {
         let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else { continue };
         let content = requests[fill].fingerprint;
@@ -305,32 +346,6 @@ fn choose(eyes: &mut Eyes, findings: &mut Findings, age_of: &mut impl FnMut(Loca
     findings.fills.retain(|_| next.next().is_some_and(Option::is_some));
     let moved = findings.takers.drain(..).filter_map(|(taker, fill)| Some((taker, places[fill]?)));
     findings.takers = moved.collect();
-}
-
-/// Reads pages of members for a fill, with one call for all neighbours. Pages that cannot be read stay unread.
-fn read_members<'a>(
-    requests: &[FillRequest<Location>],
-    reads: &mut PageReads<'_>,
-    memory_of: &impl Fn(u32) -> Option<&'a MemoryFile>,
-) {
-    let size = page_size();
-    let mut at = 0;
-    for run in requests.chunk_by(|before, after| {
-        before.source.owner == after.source.owner && before.source.page.next() == after.source.page
-    }) {
-        let mut from = 0;
-        while from < run.len()
-            && let Some(memory) = memory_of(run[0].source.owner)
-        {
-            let start = Vaddr(run[from].source.page.address(size));
-            let Ok(outcome) = memory.read(start, reads.slots(at + from, run.len() - from)) else { break };
-            let read = (outcome.bytes().get() / size) as usize;
-            reads.mark(at + from, read);
-            // The page at which it stopped is not there; those behind it may be.
-            from += read + 1;
-        }
-        at += run.len();
-    }
 }
 
 /// Twins found in each huge page, by the number of its first page.
@@ -398,7 +413,7 @@ mod tests {
         eyes.index.observe(content, before);
         let at = |owner, page| Location { owner, page: PageNumber(page) };
         let mut findings = Findings::of_settled();
-        findings.fills.push(Fill { content, here: (at(2, 32), here), there: (at(1, 16), before) });
+        findings.fills.push(Fill { content, here: (at(2, 32), here), there: (at(1, 16), before), staged: 0 });
         findings.takers.push((at(2, 32), 0));
         choose(&mut eyes, &mut findings, &mut |location| (location.owner == 1).then_some(there));
         let known = eyes.index.peek(content).unwrap();

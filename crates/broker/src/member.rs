@@ -103,11 +103,6 @@ impl Member {
         &self.attended.control
     }
 
-    /// What its attendants share.
-    pub(crate) fn attended(&self) -> Arc<Attended> {
-        Arc::clone(&self.attended)
-    }
-
     /// The memory and what is known of it.
     pub(crate) fn read(&mut self) -> (&MemoryFile, &mut View) {
         (&self.attended.memory, &mut self.view)

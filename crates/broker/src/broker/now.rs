@@ -5,17 +5,14 @@ use std::time::Instant;
 
 use abi::place::Outcome;
 use kernel::{Pagemap, Range, page_size};
-use page::{Kind, PageNumber, PageRange};
+use page::{Kind, PageRange};
 
 use super::Broker;
-use super::tick::FILL_AT_ONCE;
+use super::tick::pieces;
 use crate::cycle::Findings;
 use crate::order::{Item, Result1, Task};
 use crate::view::numbers;
 use crate::wishes::MergeReport;
-
-/// Pages looked at before what was found is acted upon.
-const LOOK_AT_ONCE: u64 = 4096;
 
 impl Broker {
     /// Merges what its owner hands over now: everything that is there, without waiting for it to settle.
@@ -60,18 +57,11 @@ impl Broker {
                 }
             }
         };
-        for pages in wanted {
-            let mut start = pages.start;
-            while start < pages.end {
-                let end = PageNumber((start.0 + LOOK_AT_ONCE).min(pages.end.0));
-                if !self.look_at(owner, PageRange::new(start, end), &pagemap, 0, false, &mut findings) {
-                    break;
-                }
-                start = end;
-                if findings.fills() >= FILL_AT_ONCE || !findings.items.is_empty() {
-                    self.act(&mut findings, &mut note);
-                }
+        for pages in wanted.into_iter().flat_map(pieces) {
+            if !self.look_at(owner, pages, &pagemap, 0, false, &mut findings) {
+                break;
             }
+            self.act_early(&mut findings, &mut note);
         }
         self.act(&mut findings, &mut note);
         self.drive_for(Some(owner), &mut note);

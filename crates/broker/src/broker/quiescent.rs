@@ -123,7 +123,7 @@ impl Broker {
     /// other quiescent processes wait for their own next call.
     fn fill_for(&mut self, quiet: &mut Quiet, ranges: &[Range], findings: &mut Findings) {
         let members = &mut self.members;
-        let Quiet { index, memory, view, .. } = quiet;
+        let Quiet { index, view, .. } = quiet;
         let index = *index;
         let age_of = |location: Location| {
             if location.owner == index {
@@ -135,7 +135,7 @@ impl Broker {
             let member = members.iter_mut().find(|member| member.index == location.owner)?;
             member.view.area_of(location.page)?.ages.age(location.page)
         };
-        fill(&mut self.eyes, &mut self.partition, findings, |owner| (owner == index).then_some(memory), age_of);
+        fill(&mut self.eyes, &mut self.partition, findings, age_of);
     }
 
     /// Turns a caller's items into runs, within its budget of mappings, with the segments that it needs.

@@ -1,6 +1,5 @@
 //! One cycle: watch, look, fill, order, and write down what became of it.
 
-use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -17,8 +16,10 @@ use crate::member::Member;
 use crate::order::{Item, Order, Result1, Task};
 use crate::view::numbers;
 
-/// Contents that are copied into the store at one time.
-pub(super) const FILL_AT_ONCE: usize = 256;
+/// Contents that are copied into the store at one time: some segments, so that those that stay short are few.
+const FILL_AT_ONCE: usize = 1024;
+/// Pages looked at before what was found is acted upon: whole huge pages, and so few that helpers do not wait long.
+const LOOK_AT_ONCE: u64 = 512;
 /// For how long a helper's plan holds up everybody else: an ordinary one takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// A zero page is dropped after so many times the settling time: its program may be about to use it.
@@ -61,13 +62,11 @@ impl Broker {
                 self.totals.refused.add(reason, due.iter().map(|pages| pages.pages()).sum());
                 continue;
             }
-            for pages in due {
+            for pages in due.into_iter().flat_map(pieces) {
                 if !self.look_at(owner, pages, &pagemap, ZERO_PATIENCE * self.policy.settle, true, &mut findings) {
                     break;
                 }
-            }
-            if findings.fills() >= FILL_AT_ONCE {
-                self.act(&mut findings, &mut |_, _| {});
+                self.act_early(&mut findings, &mut |_, _| {});
             }
         }
         self.act(&mut findings, &mut |_, _| {});
@@ -104,17 +103,7 @@ impl Broker {
 
     /// Fills the store with what was found and orders the merges.
     pub(super) fn act(&mut self, findings: &mut Findings, report: &mut dyn FnMut(u32, &[Result1])) {
-        if findings.is_empty() {
-            return;
-        }
-        let attended: HashMap<u32, _> = self.members.iter().map(|member| (member.index, member.attended())).collect();
-        let memory_of = |owner: u32| attended.get(&owner).map(|attended| &attended.memory);
-        let members = &mut self.members;
-        let age_of = |location: Location| {
-            let member = members.iter_mut().find(|member| member.index == location.owner)?;
-            member.view.area_of(location.page)?.ages.age(location.page)
-        };
-        fill(&mut self.eyes, &mut self.partition, findings, memory_of, age_of);
+        self.fill_store(findings);
         let owners: Vec<u32> = findings.items.keys().copied().collect();
         for owner in owners {
             let items = findings.items.remove(&owner).unwrap_or_default();
@@ -122,6 +111,37 @@ impl Broker {
             self.order(owner, items);
         }
         self.pump(report);
+    }
+
+    /// Does of this what is worth while before more is found: fills some segments, orders what lies close together, and
+    /// keeps the helpers at work.
+    pub(super) fn act_early(&mut self, findings: &mut Findings, report: &mut dyn FnMut(u32, &[Result1])) {
+        if findings.fills() >= FILL_AT_ONCE {
+            self.fill_store(findings);
+        }
+        let owners: Vec<u32> = findings.items.keys().copied().collect();
+        for owner in owners {
+            if !findings.is_dense(owner) {
+                continue;
+            }
+            let items = findings.items.remove(&owner).unwrap_or_default();
+            self.note_segments(&items);
+            self.order(owner, items);
+        }
+        self.pump(report);
+    }
+
+    /// Copies what was found into the store.
+    fn fill_store(&mut self, findings: &mut Findings) {
+        if findings.fills() == 0 {
+            return;
+        }
+        let members = &mut self.members;
+        let age_of = |location: Location| {
+            let member = members.iter_mut().find(|member| member.index == location.owner)?;
+            member.view.area_of(location.page)?.ages.age(location.page)
+        };
+        fill(&mut self.eyes, &mut self.partition, findings, age_of);
     }
 
     pub(super) fn note_segments(&mut self, items: &[Item]) {
@@ -160,14 +180,11 @@ impl Broker {
             if here.is_empty() {
                 continue;
             }
-            let (mut diverged, mut matches, mut contents) = (Vec::new(), Vec::new(), HashMap::new());
+            let (mut diverged, mut matches) = (Vec::new(), Vec::new());
             for item in here {
                 let page = PageNumber(item.address / size);
                 match item.task {
-                    Task::Merge(place, content) => {
-                        contents.insert(page, content);
-                        matches.push(Match { page, twin: Twin::Store(place) });
-                    }
+                    Task::Merge(place, _) => matches.push(Match { page, twin: Twin::Store(place) }),
                     Task::DropZero => matches.push(Match { page, twin: Twin::Zero }),
                     Task::Retake(..) | Task::RetakeZero | Task::Unmerge => diverged.push(*item),
                 }
@@ -189,7 +206,8 @@ impl Broker {
                         Twin::Store(place) => {
                             let offset = u32::try_from(offset).expect("a run is shorter than a segment");
                             let place = page::Place { segment: place.segment, page: place.page + offset };
-                            let Some(content) = contents.get(&page) else { continue };
+                            let contents = self.partition.fingerprints(place.segment);
+                            let Some(content) = contents.and_then(|all| all.get(place.page as usize)) else { continue };
                             Task::Merge(place, *content)
                         }
                     };
@@ -308,6 +326,15 @@ impl Broker {
             member.view.epoch = None;
         }
     }
+}
+
+/// Cuts pages into pieces to be looked at, at multiples of a huge page.
+pub(super) fn pieces(pages: PageRange) -> impl Iterator<Item = PageRange> {
+    let first = pages.start.0 / LOOK_AT_ONCE * LOOK_AT_ONCE;
+    (first..pages.end.0).step_by(LOOK_AT_ONCE as usize).map(move |start| {
+        let end = (start + LOOK_AT_ONCE).min(pages.end.0);
+        PageRange::new(PageNumber(start.max(pages.start.0)), PageNumber(end))
+    })
 }
 
 /// Threads that want a CPU, of the whole machine.
