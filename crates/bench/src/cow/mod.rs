@@ -62,9 +62,7 @@ impl CowCommand {
             eprintln!("bench: {} and {} words were wrong afterwards", store.wrong_words, ksmd.wrong_words);
         }
         if self.json {
-            let sample = |who: &str, side: &Side, spread: Spread| {
-                json!({ "who": who, "spread_ns": spread, "nanoseconds": side.nanoseconds, "wrong_words": side.wrong_words })
-            };
+            let sample = |who: &str, side: &Side, spread: Spread| json!({ "who": who, "spread_ns": spread, "nanoseconds": side.nanoseconds, "wrong_words": side.wrong_words });
             let samples = vec![sample("store", &store, ours), sample("ksmd", &ksmd, theirs)];
             let report = Report { scenario: "cow", machine, samples, ratios };
             println!("{}", serde_json::to_string(&report)?);

@@ -97,9 +97,8 @@ fn ratios(outcome: &Outcome) -> Vec<Ratio> {
         Ratio::new((format!("{what}, {of}").leak(), unit, Better::Less), ours, (against, theirs), goal)
     };
     let saved = |seconds: f64, pages: u64| seconds * 1e6 / pages.max(1) as f64;
-    let per_second = |pages: u64, seconds: f64| {
-        pages as f64 * kernel::page_size() as f64 / f64::from(1 << 20) / seconds.max(1e-9)
-    };
+    let per_second =
+        |pages: u64, seconds: f64| pages as f64 * kernel::page_size() as f64 / f64::from(1 << 20) / seconds.max(1e-9);
     let (first, theirs) = (&ours.start, &ksmd.start);
     vec![
         time(

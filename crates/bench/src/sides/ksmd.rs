@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use kernel::Signal;
 use kernel::signals::SignalFd;
-use ksm::{Counters, Ksmd, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted};
+use ksm::{Counters, KsmSysfs, Ksmd, Lease, ProcessId, Rate, StatePath, Wanted};
 
 /// Who changes settings of the whole host takes this lock: tests and benchmarks do not disturb each other.
 const HOST_LOCK: &str = "/tmp/pagefold-host.lock";

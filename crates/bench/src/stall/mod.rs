@@ -75,11 +75,17 @@ impl StallCommand {
             eprintln!("bench: only {} waits: p99.9 says little", ours.count);
         }
         let limit = if self.busy { 5000.0 } else { 200.0 };
-        let metric = if self.busy { "wait on a frozen page, busy, p99.9" } else { "wait on a frozen page, idle, p99.9" };
+        let metric =
+            if self.busy { "wait on a frozen page, busy, p99.9" } else { "wait on a frozen page, idle, p99.9" };
         let ours_us = ours.p999 as f64 / 1e3;
         let ratios = vec![
             Ratio::new((metric, "us", Better::Less), ours_us, ("the limit", limit), 1.0),
-            Ratio::new((metric, "us", Better::Less), ours_us, ("write fault under ksmd", faults.p999 as f64 / 1e3), 0.0),
+            Ratio::new(
+                (metric, "us", Better::Less),
+                ours_us,
+                ("write fault under ksmd", faults.p999 as f64 / 1e3),
+                0.0,
+            ),
             Ratio::new(
                 ("pages merged meanwhile", "pages/s", Better::More),
                 store.rate,

@@ -14,13 +14,46 @@ use crate::order::{Item, Result1, Task};
 use crate::view::numbers;
 use crate::wishes::MergeReport;
 
+/// How often pages are ordered again that could not be merged because of what is soon over.
+const TRIES: u32 = 2;
+
+/// What became of the pages of one request.
+#[derive(Default)]
+struct Notes {
+    owner: u32,
+    report: MergeReport,
+    refused: HashMap<&'static str, u64>,
+    /// Pages to be ordered again.
+    again: HashMap<u32, Vec<Item>>,
+    tries: u32,
+}
+
+impl Notes {
+    fn note(&mut self, who: u32, results: &[Result1]) {
+        for (item, outcome) in results {
+            match outcome {
+                Outcome::Merged | Outcome::Retaken if who == self.owner => self.report.pages_merged += 1,
+                Outcome::Merged | Outcome::Retaken => self.report.pages_merged_elsewhere += 1,
+                Outcome::Zero if who == self.owner => self.report.zero_pages += 1,
+                Outcome::GateBusy | Outcome::NoCheck | Outcome::ThreadsChanged if self.tries < TRIES => {
+                    self.again.entry(who).or_default().push(*item);
+                }
+                refusal => {
+                    if let Some((_, word)) = Outcome::REFUSALS.iter().find(|(outcome, _)| outcome == refusal) {
+                        *self.refused.entry(word).or_default() += 1;
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl Broker {
     /// Merges what its owner hands over now: everything that is there, without waiting for it to settle.
     pub(super) fn merge_now(&mut self, owner: u32, ranges: &[Range]) -> MergeReport {
         let begun = Instant::now();
         let cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
         let mut report = MergeReport::default();
-        let mut refused: HashMap<&'static str, u64> = HashMap::new();
         if !self.refresh(owner) {
             return report;
         }
@@ -42,29 +75,25 @@ impl Broker {
             .map(numbers)
             .collect();
         let mut findings = Findings::default();
-        let mut note = |who: u32, results: &[Result1]| {
-            for (_, outcome) in results {
-                match outcome {
-                    Outcome::Merged | Outcome::Retaken if who == owner => report.pages_merged += 1,
-                    Outcome::Merged | Outcome::Retaken => report.pages_merged_elsewhere += 1,
-                    Outcome::Zero if who == owner => report.zero_pages += 1,
-                    refusal => {
-                        let named = Outcome::REFUSALS.iter().find(|(outcome, _)| outcome == refusal);
-                        if let Some((_, word)) = named {
-                            *refused.entry(word).or_default() += 1;
-                        }
-                    }
-                }
-            }
-        };
+        let mut notes = Notes { owner, ..Notes::default() };
         for pages in wanted.into_iter().flat_map(pieces) {
             if !self.look_at(owner, pages, &pagemap, 0, false, &mut findings) {
                 break;
             }
-            self.act_early(&mut findings, &mut note);
+            self.act_early(&mut findings, &mut |who, results| notes.note(who, results));
         }
-        self.act(&mut findings, &mut note);
-        self.drive_for(Some(owner), &mut note);
+        self.act(&mut findings, &mut |who, results| notes.note(who, results));
+        self.drive_for(Some(owner), &mut |who, results| notes.note(who, results));
+        // What stood in the way of these pages is over by now. Whoever asked waits for all that can be merged.
+        while notes.tries < TRIES && !notes.again.is_empty() {
+            notes.tries += 1;
+            for (whose, items) in std::mem::take(&mut notes.again) {
+                self.refresh(whose);
+                self.order(whose, items);
+            }
+            self.drive_for(Some(owner), &mut |who, results| notes.note(who, results));
+        }
+        let Notes { mut report, refused, .. } = notes;
         report.pages_scanned = findings.pages_read;
         report.refused = refused.into_iter().map(|(word, pages)| (word.to_owned(), pages)).collect();
         report.elapsed = begun.elapsed();
