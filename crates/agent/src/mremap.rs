@@ -34,10 +34,9 @@ pub(crate) fn mremap(call: &Registers) -> i64 {
                 return None;
             }
             STATE.layout_changes();
-            let mut result = call.raw();
-            if result == -errno::EFAULT {
-                result = piecewise(call, start, end, new_len);
-            }
+            // Never the kernel first: it moves the pieces of several mappings one by one (6.17) and gives up half-way at
+            // one that is registered for tracking.
+            let result = piecewise(call, start, end, new_len).unwrap_or_else(|| call.raw());
             if !failed(result) {
                 let moved = result as u64;
                 let managed = touched(old).is_some();
@@ -65,10 +64,9 @@ pub(crate) fn mremap(call: &Registers) -> i64 {
     -errno::ENOMEM
 }
 
-/// What the kernel does with a range of one mapping, for a range of several.
-fn piecewise(call: &Registers, start: u64, end: u64, new_len: u64) -> i64 {
-    let (may_move, fixed, keep) =
-        (call.r10 & MREMAP_MAYMOVE != 0, call.r10 & MREMAP_FIXED != 0, call.r10 & MREMAP_DONTUNMAP != 0);
+/// What the kernel does with a range of one mapping, for a range of several. `None` if it is one, or if not all of it
+/// is anonymous memory: then the kernel's own answer is the right one.
+fn piecewise(call: &Registers, start: u64, end: u64, new_len: u64) -> Option<i64> {
     let mut pieces = [Line::default(); PIECES_MAX];
     let mut count = 0;
     let mut whole = true;
@@ -83,9 +81,15 @@ fn piecewise(call: &Registers, start: u64, end: u64, new_len: u64) -> i64 {
     });
     let pieces = &pieces[..count.min(PIECES_MAX)];
     let covered = pieces.iter().fold(start, |at, piece| if piece.start == at { piece.end } else { at });
-    if !whole || covered != end || pieces.iter().any(|piece| piece.inode != 0) {
-        return -errno::EFAULT;
+    if pieces.len() == 1 || !whole || covered != end || pieces.iter().any(|piece| piece.inode != 0) {
+        return None;
     }
+    Some(move_pieces(call, pieces, start, end, new_len))
+}
+
+fn move_pieces(call: &Registers, pieces: &[Line], start: u64, end: u64, new_len: u64) -> i64 {
+    let (may_move, fixed, keep) =
+        (call.r10 & MREMAP_MAYMOVE != 0, call.r10 & MREMAP_FIXED != 0, call.r10 & MREMAP_DONTUNMAP != 0);
     let len = end - start;
     if new_len <= len && !fixed && !keep {
         if new_len < len {
