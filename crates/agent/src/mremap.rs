@@ -81,7 +81,11 @@ fn piecewise(call: &Registers, start: u64, end: u64, new_len: u64) -> Option<i64
     });
     let pieces = &pieces[..count.min(PIECES_MAX)];
     let covered = pieces.iter().fold(start, |at, piece| if piece.start == at { piece.end } else { at });
-    if pieces.len() == 1 || !whole || covered != end || pieces.iter().any(|piece| piece.inode != 0) {
+    if !whole {
+        // realloc copies then.
+        return Some(-errno::ENOMEM);
+    }
+    if pieces.len() == 1 || covered != end || pieces.iter().any(|piece| piece.inode != 0) {
         return None;
     }
     Some(move_pieces(call, pieces, start, end, new_len))
