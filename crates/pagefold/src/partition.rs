@@ -16,9 +16,9 @@ use crate::error::Error;
 use crate::quiescent::SegmentReader;
 
 /// How often pages are tried again that were left for a reason which passes.
-const TRIES: usize = 4;
+const TRIES: u32 = 4;
 /// Reasons that pass by themselves within moments.
-const PASSING: [&str; 3] = ["gate_busy", "layout_changed", "threads_changed"];
+const PASSING: [&str; 4] = ["gate_busy", "layout_changed", "threads_changed", "no_check_available"];
 
 bitflags! {
     /// Properties of a partition.
@@ -137,11 +137,12 @@ impl Partition {
     pub fn merge_all(&self, ranges: &[Range]) -> Result<MergeReport, Error> {
         self.hand_over(ranges)?;
         let mut total = self.ask(|client| client.merge(ranges))?;
-        for _ in 1..TRIES {
+        for tried in 1..TRIES {
             if !PASSING.iter().any(|reason| total.refused.contains_key(*reason)) {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            // On a busy machine whoever was late needs more than a moment.
+            std::thread::sleep(Duration::from_millis(1 << (2 * tried)));
             let again = self.ask(|client| client.merge(ranges))?;
             // What was refused before was looked at again.
             total.refused.clear();
