@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use abi::control::{self, Control};
 use abi::wire::{Message, PACKET, Token};
-use kernel::{CreateFlags, Pid, RecvOutcome, Seqpacket, SharedMap, Signal, Uffd};
+use kernel::{CreateFlags, Pid, RecvOutcome, Seqpacket, SharedMap, Uffd};
 
-use crate::stage::{Image, Player, Stage, kill, wait_gone};
+use crate::stage::{Image, Player, Stage};
 
 /// How long the broker may take to answer whoever asks beside an enemy.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
-pub(crate) const TESTS: [(&str, fn(&Image)); 9] = [
+type Test = fn(&Image);
+
+pub(crate) const TESTS: [(&str, Test); 9] = [
     ("hostile-garbage", |image| beside(image, "garbage", 1)),
     ("hostile-random", |image| beside(image, "random", 2)),
     ("hostile-deaf", |image| beside(image, "deaf", 1)),
@@ -61,12 +63,11 @@ fn beside(image: &Image, how: &str, enemies: usize) {
     assert!(late.player.end().success());
     assert!(honest.player.ask("finish").starts_with("fine "));
     for enemy in &mut enemies {
-        kill(enemy.pid(), Signal::KILL);
-        wait_gone(enemy.pid(), "an enemy");
+        let _ = enemy.child.kill();
         let _ = enemy.child.wait();
     }
     assert!(honest.player.end().success());
-    let helpers = [honest.helper, late.helper];
+    let helpers = [honest.helper.clone(), late.helper.clone()];
     drop((honest, late, enemies));
     stage.end(&helpers);
 }
@@ -241,7 +242,7 @@ fn garbage(dice: &mut Dice, honest: u32) {
             _ => dice.draw() as u32,
         };
         let hello = Message::Hello {
-            version: if dice.draw() % 5 == 0 { dice.draw() as u32 } else { control::VERSION },
+            version: if dice.draw().is_multiple_of(5) { dice.draw() as u32 } else { control::VERSION },
             member,
             control: dice.draw(),
             scratch: dice.draw(),
@@ -258,7 +259,7 @@ fn garbage(dice: &mut Dice, honest: u32) {
             3 => packet = br#"{"version":1,"token":[18446744073709551615,0]}"#.to_vec(),
             _ => {}
         }
-        let _ = link.send(&packet, if dice.draw() % 4 == 0 { &[] } else { given });
+        let _ = link.send(&packet, if dice.draw().is_multiple_of(4) { &[] } else { given });
         let _ = link.send(&Message::Done { count: 1 }.encode(), &descriptors[..2]);
         // Some hang on without a word.
         if held.len() < 100 {
@@ -285,7 +286,7 @@ fn random(dice: &mut Dice) {
         }
         for slot in 0..control::RANGES_MAX {
             let start = dice.draw();
-            impostor.hand_over(slot, start, if dice.draw() % 2 == 0 { 1 << 47 } else { dice.draw() });
+            impostor.hand_over(slot, start, if dice.draw().is_multiple_of(2) { 1 << 47 } else { dice.draw() });
         }
         control.counters.frozen.iter().for_each(|bucket| bucket.store(u64::MAX, SeqCst));
         impostor.hand_over(0, 0, 1 << 47);

@@ -176,28 +176,40 @@ fn state(pid: u32) -> String {
     text
 }
 
+/// A process that may end at any time, and whose number may then be somebody else's.
+#[derive(Clone)]
+pub(crate) struct Other {
+    pid: Pid,
+    pidfd: std::rc::Rc<Pidfd>,
+}
+
+impl Other {
+    pub(crate) fn new(pid: Pid) -> Self {
+        Self { pid, pidfd: std::rc::Rc::new(Pidfd::open(pid).unwrap()) }
+    }
+
+    pub(crate) fn kill(&self, signal: Signal) {
+        let _ = self.pidfd.send_signal(signal);
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        !self.pidfd.exited().unwrap() && letter(self.pid) == Some('T')
+    }
+
+    pub(crate) fn wait_gone(&self, who: &str) {
+        let gone = self.pidfd.wait_exited(WATCHDOG).unwrap();
+        assert!(gone, "{who} (process {}) does not end:\n{}", self.pid.get(), state(self.pid.get() as u32));
+    }
+}
+
 /// The state letter of a process, `None` once it is gone.
-pub(crate) fn letter(pid: Pid) -> Option<char> {
+fn letter(pid: Pid) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.get())).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-pub(crate) fn gone(pid: Pid) -> bool {
+fn gone(pid: Pid) -> bool {
     letter(pid).is_none_or(|letter| letter == 'Z' || letter == 'X')
-}
-
-pub(crate) fn kill(pid: Pid, signal: Signal) {
-    if let Ok(pidfd) = Pidfd::open(pid) {
-        let _ = pidfd.send_signal(signal);
-    }
-}
-
-pub(crate) fn wait_gone(pid: Pid, who: &str) {
-    let deadline = Instant::now() + WATCHDOG;
-    while !gone(pid) {
-        assert!(Instant::now() < deadline, "{who} (process {}) does not end:\n{}", pid.get(), state(pid.get() as u32));
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 fn children(pid: Pid) -> Vec<Pid> {
@@ -210,14 +222,14 @@ fn children(pid: Pid) -> Vec<Pid> {
 
 pub(crate) struct Victim {
     pub(crate) player: Player,
-    pub(crate) helper: Pid,
+    pub(crate) helper: Other,
 }
 
 /// A broker with its guardian.
 pub(crate) struct Stage<'a> {
     image: &'a Image,
     pub(crate) broker: Player,
-    pub(crate) guardian: Pid,
+    pub(crate) guardian: Other,
     pub(crate) address: String,
 }
 
@@ -227,7 +239,7 @@ impl<'a> Stage<'a> {
         command.arg("--broker");
         let broker = Player::start(command, "broker".to_owned());
         let address = broker.hear();
-        let guardian = *children(broker.pid()).first().expect("the broker has a guardian");
+        let guardian = Other::new(*children(broker.pid()).first().expect("the broker has a guardian"));
         Self { image, broker, guardian, address }
     }
 
@@ -244,16 +256,16 @@ impl<'a> Stage<'a> {
         let ready = player.hear();
         let helper = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).map(Pid).expect("a helper's pid");
         assert_ne!(helper, Pid(0), "no helper came up");
-        Victim { player, helper }
+        Victim { player, helper: Other::new(helper) }
     }
 
     /// Ends the broker, if it lives, and looks for processes that are left.
-    pub(crate) fn end(mut self, helpers: &[Pid]) {
+    pub(crate) fn end(mut self, helpers: &[Other]) {
         if self.broker.child.try_wait().unwrap().is_none() {
             assert!(self.broker.end().success(), "the broker ends in order");
         }
-        wait_gone(self.guardian, "the guardian");
-        helpers.iter().for_each(|helper| wait_gone(*helper, "a helper"));
+        self.guardian.wait_gone("the guardian");
+        helpers.iter().for_each(|helper| helper.wait_gone("a helper"));
         signals::reap_others(Pid(0));
         let left: Vec<Pid> = children(Pid::this()).into_iter().filter(|pid| !gone(*pid)).collect();
         assert!(left.is_empty(), "processes are left: {left:?}");
@@ -288,8 +300,8 @@ impl<'a> Stage<'a> {
         };
         victims.iter_mut().for_each(|victim| victim.player.send(order));
         let stopped = arrived(&victims);
-        let helpers: Vec<Pid> = victims.iter().map(|victim| victim.helper).collect();
-        let all = |signal: Signal| helpers.iter().for_each(|helper| kill(*helper, signal));
+        let helpers: Vec<Other> = victims.iter().map(|victim| victim.helper.clone()).collect();
+        let all = |signal: Signal| helpers.iter().for_each(|helper| helper.kill(signal));
         let victim_order = match death {
             Death::VictimExits => Some("exit"),
             Death::VictimExecs => Some("exec"),
@@ -301,30 +313,30 @@ impl<'a> Stage<'a> {
             Death::Helper => all(Signal::KILL),
             Death::HelperBroker => {
                 all(Signal::KILL);
-                kill(self.broker.pid(), Signal::KILL);
+                Other::new(self.broker.pid()).kill(Signal::KILL);
             }
             Death::BrokerHelper => {
-                kill(self.broker.pid(), Signal::KILL);
+                Other::new(self.broker.pid()).kill(Signal::KILL);
                 std::thread::sleep(Duration::from_millis(60));
                 all(Signal::KILL);
             }
             Death::HelperGuardian => {
-                kill(self.guardian, Signal::KILL);
+                self.guardian.kill(Signal::KILL);
                 all(Signal::KILL);
             }
             Death::BrokerGuardian => {
-                kill(self.guardian, Signal::KILL);
-                kill(self.broker.pid(), Signal::KILL);
-                wait_gone(self.broker.pid(), "the broker");
+                self.guardian.kill(Signal::KILL);
+                Other::new(self.broker.pid()).kill(Signal::KILL);
+                Other::new(self.broker.pid()).wait_gone("the broker");
                 all(Signal::CONT);
             }
             Death::Broker => {
-                kill(self.broker.pid(), Signal::KILL);
+                Other::new(self.broker.pid()).kill(Signal::KILL);
                 std::thread::sleep(Duration::from_millis(60));
                 all(Signal::CONT);
             }
             Death::Guardian => {
-                kill(self.guardian, Signal::KILL);
+                self.guardian.kill(Signal::KILL);
                 all(Signal::CONT);
             }
             _ => {}
@@ -339,7 +351,7 @@ impl<'a> Stage<'a> {
             Some(order) => {
                 for victim in &mut victims {
                     if order == "kill" {
-                        kill(victim.player.pid(), Signal::KILL);
+                        Other::new(victim.player.pid()).kill(Signal::KILL);
                     } else {
                         // It may be waiting on a frozen page with the first order: then this one comes too late.
                         victim.player.send(order);
@@ -375,7 +387,7 @@ fn arrived(victims: &[Victim]) -> usize {
     let mut quiet = Instant::now();
     let mut before = 0;
     loop {
-        let stopped = victims.iter().filter(|victim| letter(victim.helper) == Some('T')).count();
+        let stopped = victims.iter().filter(|victim| victim.helper.stopped()).count();
         if stopped != before {
             (before, quiet) = (stopped, Instant::now());
         }
