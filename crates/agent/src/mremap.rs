@@ -133,6 +133,10 @@ fn move_pieces(call: &Registers, pieces: &[Line], start: u64, end: u64, new_len:
             continue;
         }
         let size = (piece.end - piece.start).min(new_len - offset);
+        if piece.start + size < piece.end {
+            // SAFETY: as above.
+            unsafe { sys!(nr::MUNMAP, piece.start + size, piece.end - piece.start - size) };
+        }
         let flags = MREMAP_MAYMOVE | MREMAP_FIXED | if keep { MREMAP_DONTUNMAP } else { 0 };
         // SAFETY: the program moves its own range; the target was reserved above.
         let moved = unsafe { sys!(nr::MREMAP, piece.start, size, size, flags, target + offset) };
