@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::limits::Cgroup;
 use crate::stand::{Running, Stand, lives};
 use crate::victim::{Region, Victim, hear, merge_densely, merge_pair, tell};
 
@@ -150,24 +151,7 @@ fn h1_gdb_attaches_and_detaches() {
 /// H1: the freezer of cgroup v1 freezes and thaws the program, which the helper is not part of.
 #[test]
 fn h1_the_freezer_freezes() {
-    let folder = std::path::PathBuf::from(format!("/sys/fs/cgroup/freezer/pagefold-hazards-{}", std::process::id()));
-    if std::fs::create_dir(&folder).is_err() {
-        println!("skipped: the freezer of cgroup v1");
-        return;
-    }
-    struct Gone(std::path::PathBuf);
-    impl Drop for Gone {
-        fn drop(&mut self) {
-            let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
-            for _ in 0..50 {
-                if std::fs::remove_dir(&self.0).is_ok() {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
-    let folder = Gone(folder);
+    let Some(folder) = Cgroup::make("freezer") else { return };
     let stand = Stand::on_request();
     let running = working(&stand);
     std::fs::write(folder.0.join("cgroup.procs"), running.pid().to_string()).unwrap();

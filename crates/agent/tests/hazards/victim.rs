@@ -168,12 +168,8 @@ impl Region {
 
     pub(crate) fn unmap(self) {
         // SAFETY: the victim's own memory, not used afterwards.
-        assert_eq!(
-            unsafe { libc::munmap(self.pointer(0), self.len()) },
-            0,
-            "munmap: {}",
-            std::io::Error::last_os_error()
-        );
+        let result = unsafe { libc::munmap(self.pointer(0), self.len()) };
+        assert_eq!(result, 0, "munmap: {}", std::io::Error::last_os_error());
     }
 
     pub(crate) fn mergeable(&self) {
