@@ -296,7 +296,8 @@ fn follow_limits(member: &Member) {
 
 /// Real-time priority for the length of a plan, under a limit that a hostile helper cannot lift.
 fn raise(member: &Member, settings: &Settings) {
-    if settings.priority {
+    // By its number, which may be somebody else's once it has ended.
+    if settings.priority && !member.helper_ended() {
         let limit = Limit { soft: Some(RT_LIMIT_US), hard: Some(RT_LIMIT_US) };
         if set_limit(member.helper, Resource::RtTime, limit).is_ok() {
             let _ = set_policy(member.helper, Policy::Fifo { priority: 1 });
@@ -305,5 +306,7 @@ fn raise(member: &Member, settings: &Settings) {
 }
 
 fn lower(member: &Member) {
-    let _ = set_policy(member.helper, Policy::Other);
+    if !member.helper_ended() {
+        let _ = set_policy(member.helper, Policy::Other);
+    }
 }
