@@ -150,7 +150,8 @@ fn the_summary_says_what_was_saved() {
     assert!(run.status.success(), "{}", text(&run.stderr));
     let found: Value = serde_json::from_slice(&fs::read(&summary).unwrap()).unwrap();
     assert_eq!((found["partition"].as_str(), found["backend"].as_str()), (Some("web"), Some("ksm")));
-    assert_eq!(found["processes"], 2);
+    // On a busy machine the last look may find that one has ended.
+    assert_eq!(found["processes_peak"], 2);
     for field in ["pages_managed", "pages_shared", "pages_sharing", "merges"] {
         assert!(found[field].as_u64().unwrap() > 4000, "{field}: {found:#}");
     }
