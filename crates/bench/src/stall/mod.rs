@@ -37,7 +37,7 @@ pub struct StallCommand {
     #[arg(long, default_value_t = 20)]
     pub seconds: u64,
     /// Writes in a second.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 40_000)]
     pub writes: u64,
 }
 
@@ -74,6 +74,7 @@ impl StallCommand {
         if ours.count < 10_000 {
             eprintln!("bench: only {} waits: p99.9 says little", ours.count);
         }
+        anyhow::ensure!(ours.count > 0 && faults.count > 0, "nobody waited: nothing was measured");
         let limit = if self.busy { 5000.0 } else { 200.0 };
         let metric =
             if self.busy { "wait on a frozen page, busy, p99.9" } else { "wait on a frozen page, idle, p99.9" };

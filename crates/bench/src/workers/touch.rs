@@ -50,8 +50,9 @@ pub(crate) fn touch(held: &Held, time: Duration, writes: u64) -> Touched {
         let mut random = Random::new(3);
         let wrote = access(begun + time, writes, || {
             let word = held.first_word(random.below(held.pages()));
-            // What is there already: the page gets its own copy and stays equal.
-            word.fetch_add(0, Relaxed);
+            // What is there already: the page gets its own copy and stays equal. (Adding 0 would be made a mere read by
+            // the compiler; nobody else writes.)
+            word.store(word.load(Relaxed), Relaxed);
         });
         (reader.join().unwrap_or_default(), wrote)
     });
