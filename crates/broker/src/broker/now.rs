@@ -1,7 +1,8 @@
 //! What is done at once because somebody asked for it.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use abi::place::Outcome;
 use kernel::{Pagemap, Range, page_size};
@@ -53,6 +54,7 @@ impl Broker {
     pub(super) fn merge_now(&mut self, owner: u32, ranges: &[Range]) -> MergeReport {
         let begun = Instant::now();
         let cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
+        let helpers = self.helpers_cpu();
         let mut report = MergeReport::default();
         if !self.refresh(owner) {
             return report;
@@ -98,7 +100,14 @@ impl Broker {
         report.refused = refused.into_iter().map(|(word, pages)| (word.to_owned(), pages)).collect();
         report.elapsed = begun.elapsed();
         report.cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu().saturating_sub(cpu);
+        report.cpu += self.helpers_cpu().saturating_sub(helpers);
         report
+    }
+
+    /// CPU time of all helpers so far, by their own account.
+    fn helpers_cpu(&self) -> Duration {
+        let times = self.members.iter().map(|member| member.control().counters.helper_cpu_ns.load(SeqCst));
+        Duration::from_nanos(times.fold(0, u64::saturating_add))
     }
 
     /// Gives a member's merged pages their own copies back.
