@@ -399,16 +399,16 @@ fn forks() {
         unsafe {
             let child = libc::fork();
             if child == 0 {
-                if turn.is_multiple_of(4) {
+                if turn.is_multiple_of(32) {
                     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
                     let start = libc::mmap(std::ptr::null_mut(), 64 * 4096, prot, flags, -1, 0);
                     libc::madvise(start, 64 * 4096, libc::MADV_MERGEABLE);
                 }
                 libc::_exit(0);
             }
-            if turn.is_multiple_of(16) {
+            if turn.is_multiple_of(8) {
                 while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
-                libc::usleep(2000);
+                libc::usleep(5000);
             }
         }
     }
