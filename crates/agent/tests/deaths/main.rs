@@ -16,8 +16,9 @@ use stage::{Death, Image, Kind, Stage};
 
 /// Victims of one round.
 const AT_ONCE: u64 = 8;
-/// Steps of a plan of two batches, at most; a victim whose plan is shorter says so.
+/// Steps of a plan of two batches, at most, and those that are tried unless all are: the second batch is like the first.
 const STEPS: u64 = 150;
+const STEPS_DEALT_OUT: u64 = 96;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,8 +62,9 @@ fn tests(arguments: &[String]) {
 /// All steps that fall to this death, some victims at a time.
 fn rounds(image: &Image, kind: Kind, death: Death, turn: u64) {
     let deaths = Death::ALL.len() as u64;
-    let stride = if std::env::var("DEATHS").is_ok_and(|how| how == "all") { 1 } else { deaths };
-    let mut steps = (1..=STEPS).filter(|step| step % stride == turn % stride);
+    let all = std::env::var("DEATHS").is_ok_and(|how| how == "all");
+    let (stride, last) = if all { (1, STEPS) } else { (deaths, STEPS_DEALT_OUT) };
+    let mut steps = (1..=last).filter(|step| step % stride == turn % stride);
     loop {
         let these: Vec<u64> = steps.by_ref().take(AT_ONCE as usize).collect();
         if these.is_empty() {
