@@ -222,7 +222,10 @@ fn a_guardian_restores_the_settings_when_launchers_are_killed() {
                 pagefold(&["--quiet"], &["sh", "-c", &script]).spawn().unwrap()
             })
             .collect();
-        // Both are starting, or run, or only one of them does.
+        // Both run, in every third round; else both are starting, or run, or only one of them does.
+        if round % 3 == 0 {
+            wait_until("both hold the settings", || Lease::holders_at(&state).is_ok_and(|holders| holders.len() == 2));
+        }
         pause(60_000);
         let mut watchers: Vec<ProcessId> = runs.iter().flat_map(guardians).collect();
         runs[round % 2].kill().unwrap();
