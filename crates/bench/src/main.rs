@@ -8,6 +8,7 @@ use bench::cow::CowCommand;
 use bench::guest::GuestCommand;
 use bench::merge::MergeCommand;
 use bench::sides::{GuardianCommand, KsmGuardianCommand};
+use bench::soak::SoakArgs;
 use bench::stall::StallCommand;
 use bench::vm::VmCommand;
 use bench::workers::{SpinCommand, WorkerCommand};
@@ -34,6 +35,8 @@ enum Scenario {
     Cow(CowCommand),
     /// How long a reader and a writer wait while their pages are merged.
     Stall(StallCommand),
+    /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
+    Soak(SoakArgs),
     #[command(hide = true)]
     Worker(WorkerCommand),
     #[command(hide = true)]
@@ -52,6 +55,7 @@ impl Scenario {
             Self::Merge(command) => command.run(),
             Self::Cow(command) => command.run(),
             Self::Stall(command) => command.run(),
+            Self::Soak(args) => args.command(),
             Self::Worker(command) => command.run(),
             Self::Spin(command) => command.run(),
             Self::Guardian(command) => command.run(),
