@@ -267,7 +267,7 @@ fn watch(
 }
 
 /// Ends as the command ended.
-fn pass_on(status: ExitStatus) -> ExitCode {
+pub(crate) fn pass_on(status: ExitStatus) -> ExitCode {
     if let Some(code) = status.code() {
         return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
     }
@@ -433,7 +433,7 @@ fn mib(bytes: u64) -> String {
 }
 
 /// Replaces a file as a whole; what is no regular file, as a terminal or a pipe, is written to.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     // A link keeps pointing at the file.
     let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if path.exists() && !path.is_file() {

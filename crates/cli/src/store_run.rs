@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
@@ -20,6 +19,7 @@ use kernel::{Pid, Signal};
 use ksm::{Layout, StackLimit};
 
 use crate::args::{Check, LayoutArg, RunArgs};
+use crate::ksm_run::{pass_on, replace};
 
 /// The hidden subcommand under which this binary is its own guardian.
 pub(crate) const GUARDIAN: &str = "store-guardian";
@@ -308,41 +308,22 @@ impl SummaryFile {
     /// Makes sure before the start that it can be written.
     fn open(path: &Path) -> anyhow::Result<Self> {
         let file = Self { path: path.to_owned() };
-        file.replace(b"{}\n").with_context(|| format!("cannot write the summary {}", path.display()))?;
+        replace(&file.path, b"{}\n").with_context(|| format!("cannot write the summary {}", path.display()))?;
         Ok(file)
     }
 
     fn write(&self, summary: &Summary) -> anyhow::Result<()> {
         let mut text = serde_json::to_vec_pretty(summary).context("cannot write the summary as JSON")?;
         text.push(b'\n');
-        self.replace(&text).with_context(|| format!("cannot write the summary {}", self.path.display()))
-    }
-
-    fn replace(&self, text: &[u8]) -> io::Result<()> {
-        let mut name = self.path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        name.push(format!(".{}", std::process::id()));
-        let temporary = self.path.with_file_name(name);
-        std::fs::write(&temporary, text)?;
-        std::fs::rename(&temporary, &self.path).inspect_err(|_| {
-            let _ = std::fs::remove_file(&temporary);
-        })
+        replace(&self.path, &text).with_context(|| format!("cannot write the summary {}", self.path.display()))
     }
 
     fn remove(&self) {
-        let _ = std::fs::remove_file(&self.path);
+        // A terminal or a device is nobody's to remove.
+        if self.path.is_file() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
-}
-
-/// Ends as the command ended.
-fn pass_on(status: ExitStatus) -> ExitCode {
-    if let Some(code) = status.code() {
-        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
-    }
-    let number = status.signal().unwrap_or(0);
-    if let Some(signal) = Signal::from_named_raw(number) {
-        signals::die_by(signal);
-    }
-    ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX))
 }
 
 /// The guardian's process: `pagefold store-guardian FD`.
