@@ -139,18 +139,25 @@ fn read_events(attended: &Attended) {
 
 /// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
 ///
-/// The helper is kept from ending its batch meanwhile: until an event is read it sees that from the kernel, afterwards
-/// from the word that is set here before.
+/// What a child lacks are the pages that were frozen when it was made, with the content that they had then. From there on
+/// until the event is read nothing can be frozen, which the kernel sees to, and until this function is over nothing goes
+/// back or is thrown away, which the helper sees to: it waits for the event to be read and for the word that is set here
+/// before. So
+/// - what lies in the scratch area once the event is read is what the child lacks, and perhaps pages frozen since, which
+///   it has;
+/// - what a helper was just putting back, having looked a moment before the fork, is looked for in its place, before the
+///   event is read: that lets the parent go on, which may write there at once;
+/// - what was looked at before there was an event counts for nothing. The parent may have written to its pages and have
+///   forked since.
 pub(crate) fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
     let alive = loop {
-        // Before the event is read: that lets the parent go on, which may write to its pages at once.
-        let frozen = frozen_pages(attended);
+        let in_place = if attended.uffd.event_is_pending() { frozen_pages(attended, true) } else { Vec::new() };
         match attended.uffd.read_event() {
             Ok(Some(Event::Fork { uffd })) => {
                 attended.control.forks.fetch_add(1, SeqCst);
-                // The child waits at its holes until its descriptor is closed.
-                for (place, content) in &frozen {
+                // The child waits at its holes until its descriptor is closed. What comes first counts.
+                for (place, content) in frozen_pages(attended, false).iter().chain(&in_place) {
                     let _ = copy(&uffd, *place, content);
                 }
             }
@@ -163,9 +170,8 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
     alive
 }
 
-/// What the journal says is frozen, or was in this batch, with its place: a fork that went past the gate at such a
-/// moment has left holes in the child.
-fn frozen_pages(attended: &Attended) -> Vec<(Vaddr, Vec<u8>)> {
+/// What the journal says is frozen, with its place; with `in_place` also what was so in this batch and is back.
+fn frozen_pages(attended: &Attended, in_place: bool) -> Vec<(Vaddr, Vec<u8>)> {
     let journal = &attended.control.journal;
     let scratch = match journal.state.load(SeqCst) {
         journal::PLAIN => attended.grounds.scratch,
@@ -192,7 +198,8 @@ fn frozen_pages(attended: &Attended) -> Vec<(Vaddr, Vec<u8>)> {
         // Still there after it was read: else what was read could be anything.
         let frozen = if there(slot) { read(at).filter(|_| there(slot)) } else { None };
         // Back in its place, or replaced by a page with the same bytes.
-        Some((place, frozen.or_else(|| read(place))?))
+        let back = || if in_place { read(place) } else { None };
+        Some((place, frozen.or_else(back)?))
     };
     (0..count).filter_map(page).collect()
 }

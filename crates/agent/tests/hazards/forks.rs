@@ -6,8 +6,9 @@ use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
 
 pub(crate) const VICTIMS: &[Victim] = &[
-    ("forks", || forks(Kind::Libc)),
-    ("raw_forks", || forks(Kind::Raw)),
+    ("forks", || forks(Kind::Libc, 50)),
+    ("raw_forks", || forks(Kind::Raw, 50)),
+    ("few_raw_forks", || forks(Kind::Raw, 5)),
     ("vforks", vforks),
     ("apart", apart),
     ("close_all", close_all),
@@ -37,7 +38,7 @@ pub(crate) fn raw_fork() -> i32 {
 }
 
 /// Forks at random moments of dense merging; children check every byte and write their own.
-fn forks(kind: Kind) {
+fn forks(kind: Kind, at_least: u64) {
     let (one, two) = (Region::map(PAGES), Region::map(2 * PAGES));
     one.fill_from(FIRST);
     two.fill_from(FIRST);
@@ -81,7 +82,7 @@ fn forks(kind: Kind) {
     }
     two.check_from(FIRST);
     tell(&format!("{rounds} forks"));
-    assert!(rounds > 50, "only {rounds} forks");
+    assert!(rounds > at_least, "only {rounds} forks");
 }
 
 /// D4: libc's fork in the middle of dense merging; parent and children see what they should.
@@ -98,6 +99,61 @@ fn d4_raw_forks_while_pages_are_merged() {
     let stand = Stand::on_request();
     stand.run("raw_forks");
     stand.assert_merged(1000);
+}
+
+/// Threads of this process with a name.
+fn threads(name: &str) -> Vec<i32> {
+    let mut threads = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if comm.trim_end() == name {
+            threads.push(task.file_name().to_str().unwrap().parse().unwrap());
+        }
+    }
+    threads
+}
+
+/// Starts a process that lets threads of this one wait at each of their system calls.
+fn delay(threads: &[i32], by: Duration) -> i32 {
+    let pause = libc::timespec { tv_sec: 0, tv_nsec: by.subsec_nanos().into() };
+    // SAFETY: the child makes system calls only, and ends with _exit once the threads that it traces are gone.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            for thread in threads {
+                libc::ptrace(libc::PTRACE_SEIZE, *thread, 0, 0);
+                libc::ptrace(libc::PTRACE_INTERRUPT, *thread, 0, 0);
+            }
+            loop {
+                let mut status = 0;
+                let thread = libc::waitpid(-1, &raw mut status, libc::__WALL);
+                if thread <= 0 {
+                    libc::_exit(0);
+                }
+                libc::nanosleep(&raw const pause, std::ptr::null_mut());
+                libc::ptrace(libc::PTRACE_SYSCALL, thread, 0, 0);
+            }
+        }
+        child
+    }
+}
+
+/// D4 again: what is given to a child is what was frozen when it was made. The reader of the events waits between any
+/// two of its steps here: what it learned before the fork is out of date.
+#[test]
+fn d4_raw_forks_and_a_reader_that_lags() {
+    let stand = Stand::on_request();
+    let others = threads("pf-events");
+    let mut running = stand.start("few_raw_forks");
+    running.expect_dense();
+    let readers: Vec<i32> = threads("pf-events").into_iter().filter(|thread| !others.contains(thread)).collect();
+    assert!(!readers.is_empty(), "nobody reads the events");
+    let tracer = delay(&readers, Duration::from_micros(300));
+    running.succeed();
+    // SAFETY: ends the child of this test.
+    unsafe { libc::kill(tracer, libc::SIGKILL) };
+    stand.assert_merged(100);
 }
 
 /// A child in this memory, on this stack: it writes one word and ends, all without using the stack.

@@ -344,6 +344,17 @@ impl Uffd {
         MoveOutcome { moved, errno }
     }
 
+    /// True from the moment at which a fork (or another call that has an event) begins to copy the address space until
+    /// its event is read. No copy, move or the like goes through meanwhile (`mmap_changing` in fs/userfaultfd.c).
+    #[must_use]
+    pub fn event_is_pending(&self) -> bool {
+        // That is looked at before anything else. Copying nothing is refused, but with another error.
+        let mut nothing = UffdioCopy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
+        // SAFETY: UFFDIO_COPY takes this structure; a copy of no bytes reads and writes nothing.
+        let result = unsafe { sys::ioctl(self.fd.as_fd(), UFFDIO_COPY, &mut nothing) };
+        result.is_err_and(|error| sys::errno(&error) == libc::EAGAIN)
+    }
+
     /// The next event, `None` if there is none now.
     ///
     /// # Errors
