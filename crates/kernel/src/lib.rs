@@ -37,6 +37,7 @@ pub mod agent_image;
 pub mod exec_stop;
 pub mod ksm_sysfs;
 pub mod launch;
+pub mod lru;
 pub mod maps;
 pub mod memfd;
 pub mod memory_file;

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, merge_densely, merge_pair, page, pid, tell};
+use crate::victim::{Random, Region, Victim, merge_densely, merge_now, merge_pair, page, pid, tell};
 
-pub(crate) const VICTIMS: &[Victim] = &[("churn", churn), ("one_page_goes", one_page_goes), ("heap", heap)];
+pub(crate) const VICTIMS: &[Victim] =
+    &[("churn", churn), ("one_page_goes", one_page_goes), ("heap", heap), ("at_once", at_once)];
 
 const PAGES: usize = 48;
 const FIRST: u64 = 1000;
@@ -226,4 +227,26 @@ fn d1_the_heap_shrinks_and_grows() {
     let stand = Stand::on_request();
     stand.run("heap");
     stand.assert_merged(PAGES as u64);
+}
+
+/// Few pages, written this moment: most of them wait in a CPU's batch, which holds a reference to each.
+fn at_once() {
+    for round in 0..20 {
+        let region = Region::map(9);
+        // Four pairs, and a last page that stays.
+        (0..9).for_each(|index| region.fill(index, FIRST + round * 8 + index as u64 % 4));
+        region.mergeable();
+        merge_now();
+        assert_eq!(region.merged(), 8, "round {round}");
+        (0..9).for_each(|index| assert!(region.holds(index, FIRST + round * 8 + index as u64 % 4)));
+        region.unmap();
+    }
+}
+
+/// The kernel's own references to pages on their way to the LRU lists keep nothing from being merged.
+#[test]
+fn pages_written_a_moment_ago_are_merged_at_the_first_request() {
+    let stand = Stand::on_request();
+    stand.run("at_once");
+    stand.assert_merged(160);
 }

@@ -77,6 +77,8 @@ pub struct Broker {
     cpus: u64,
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
+    /// Pages were refused that may only wait in the kernel's batches.
+    drain_due: bool,
     reasons: Vec<String>,
     /// Processes whose last helper was not taken in, and why.
     refused: HashMap<Pid, (RefusedKind, String)>,
@@ -162,6 +164,7 @@ impl Broker {
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
             max_map_count: max_map_count(),
             waiting: Vec::new(),
+            drain_due: false,
             reasons: Vec::new(),
             refused: HashMap::new(),
             settings,

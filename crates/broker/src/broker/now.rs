@@ -36,7 +36,10 @@ impl Notes {
                 Outcome::Merged | Outcome::Retaken if who == self.owner => self.report.pages_merged += 1,
                 Outcome::Merged | Outcome::Retaken => self.report.pages_merged_elsewhere += 1,
                 Outcome::Zero if who == self.owner => self.report.zero_pages += 1,
-                Outcome::GateBusy | Outcome::NoCheck | Outcome::ThreadsChanged if self.tries < TRIES => {
+                // What was just populated is held by the kernel itself, until its batches are drained.
+                Outcome::GateBusy | Outcome::NoCheck | Outcome::ThreadsChanged | Outcome::Referenced
+                    if self.tries < TRIES =>
+                {
                     self.again.entry(who).or_default().push(*item);
                 }
                 refusal => {
@@ -89,6 +92,7 @@ impl Broker {
         // What stood in the way of these pages is over by now. Whoever asked waits for all that can be merged.
         while notes.tries < TRIES && !notes.again.is_empty() {
             notes.tries += 1;
+            self.drain_batches();
             for (whose, items) in std::mem::take(&mut notes.again) {
                 self.refresh(whose);
                 self.order(whose, items);

@@ -34,6 +34,8 @@ impl Broker {
             runnable().is_some_and(|runnable| runnable > self.cpus.saturating_mul(self.settings.runnable_per_cpu));
         if rest {
             self.totals.held_back += self.interval.unwrap_or_default();
+        } else {
+            self.drain_batches();
         }
         let owners: Vec<u32> = self.members.iter().map(|member| member.index).collect();
         for owner in owners {
@@ -282,6 +284,15 @@ impl Broker {
         }
     }
 
+    /// Empties the kernel's batches of pages on their way to the LRU lists if a page was refused because it is held: it
+    /// may have been one of those. Not otherwise, since every CPU that has such a batch is interrupted for it.
+    pub(super) fn drain_batches(&mut self) {
+        if std::mem::take(&mut self.drain_due) {
+            // Where it cannot be done such pages are merged later.
+            let _ = kernel::lru::drain_batches();
+        }
+    }
+
     /// Writes down what became of a member's pages.
     fn apply(&mut self, owner: u32, results: &[Result1]) {
         let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
@@ -317,6 +328,7 @@ impl Broker {
                 Outcome::Pending => area.ages.wake(number),
                 refusal => {
                     stale |= *refusal == Outcome::LayoutChanged;
+                    self.drain_due |= *refusal == Outcome::Referenced;
                     area.ages.refused(number);
                     self.totals.refused.count(*refusal);
                 }
