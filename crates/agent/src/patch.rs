@@ -18,6 +18,8 @@ use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
 
 /// Room for the trampolines of one object.
 const TRAMPOLINES: u64 = 2 * PAGE;
+/// How far from an object's beginning they may lie: a jump reaches 2 GiB, and no libc is as long as the rest.
+const REACH: u64 = (2 << 30) - (64 << 20);
 const OBJECTS_MAX: usize = 4;
 const SITES_MAX: usize = 96;
 const UFFDIO_REGISTER: u32 = abi::uapi::UFFDIO_REGISTER;
@@ -94,21 +96,47 @@ fn patch_object(sites: impl Iterator<Item = Site>, near: u64, alone: bool) -> bo
     if alone { write_in_place(jumps) } else { replace_pages(jumps) }
 }
 
-/// Two pages within reach of a 32-bit jump, below the object.
+/// Room for trampolines within reach of a 32-bit jump of an object: above a mapping, in the gap that brings it nearest.
+/// There is one wherever a program has not filled 4 GiB around its libc; an allocator's arenas alone can take half a GiB.
+/// Never below a mapping, since that could be a stack, and not above the heap, which grows too.
 fn room_near(near: u64) -> Option<u64> {
-    (1..8192_u64).find_map(|step| {
-        let hint = near.checked_sub(step * 16 * PAGE)?;
+    /// Another thread may take the gap first.
+    const TRIES: usize = 16;
+    for _ in 0..TRIES {
+        let mut best = None;
+        let mut behind = None;
+        // SAFETY: asks for the end of the heap.
+        let heap = sys::page_up(unsafe { sys!(nr::BRK, 0) } as u64);
+        for_each_mapping(|line| {
+            let gap = behind.replace(line.end).filter(|end| *end != heap);
+            best = nearer(near, best, gap.and_then(|start| room_above(near, start, line.start)));
+        })
+        .then_some(())?;
+        let place = best?;
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
-        let got = unsafe { sys::mmap(hint, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }.ok()?;
-        if got == hint {
+        let Ok(got) = (unsafe { sys::mmap(place, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }) else {
+            continue;
+        };
+        if got == place {
             return Some(got);
         }
         // A kernel that does not know the flag took it for a hint.
         // SAFETY: mapped just now.
         unsafe { sys!(nr::MUNMAP, got, TRAMPOLINES) };
-        None
-    })
+    }
+    None
+}
+
+/// The lowest place for trampolines in the gap from `start` to `end`, if it is within reach of `near`. A page on either
+/// side stays free, so that it does not look like a part of its neighbours.
+fn room_above(near: u64, start: u64, end: u64) -> Option<u64> {
+    let place = start.checked_add(PAGE)?;
+    (place.checked_add(TRAMPOLINES + PAGE)? <= end && place.abs_diff(near) < REACH).then_some(place)
+}
+
+fn nearer(near: u64, one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    [one, other].into_iter().flatten().min_by_key(|place| place.abs_diff(near))
 }
 
 fn write_in_place(jumps: &[(u64, [u8; 5])]) -> bool {
@@ -245,5 +273,23 @@ fn trampoline(code: &mut Code, site: &Site) -> bool {
                 && code.around_clone(back)
         }
         _ => code.r11(back) && code.jump(entries.call),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_gap_is_taken_if_a_jump_reaches_it() {
+        let near = 0x7f00_0000_0000;
+        let (start, far) = (near - (1 << 30), near - (3 << 30));
+        assert_eq!(room_above(near, start, near), Some(start + PAGE));
+        assert_eq!(room_above(near, near, near + (1 << 30)), Some(near + PAGE), "also above");
+        assert_eq!(room_above(near, start, start + TRAMPOLINES + PAGE), None, "a page must stay free on either side");
+        assert_eq!(room_above(near, far, near), None, "out of reach");
+        assert_eq!(room_above(near, u64::MAX, u64::MAX), None);
+        assert_eq!(nearer(near, Some(near - 5), Some(near + 4)), Some(near + 4));
+        assert_eq!(nearer(near, None, None), None);
     }
 }

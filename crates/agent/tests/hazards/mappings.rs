@@ -197,7 +197,7 @@ fn heap() {
             merge_pair(heap, twins);
         } else {
             heap.mergeable();
-            crate::victim::merge_now();
+            merge_now();
         }
         heap.check_from(FIRST);
         // SAFETY: as above.
