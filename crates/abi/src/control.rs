@@ -13,7 +13,7 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
@@ -162,6 +162,8 @@ pub mod plan_flags {
     pub const TRACK: u32 = 1;
     /// The process has forked: make pages exclusive before moving them.
     pub const FORKED: u32 = 2;
+    /// The helper may give itself real-time priority for the length of a batch.
+    pub const RAISE: u32 = 4;
 }
 
 /// One order from the broker to the helper, all in one range of one layout.

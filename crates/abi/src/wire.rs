@@ -46,7 +46,8 @@ pub enum Message {
         /// 0, or the error number.
         errno: u32,
     },
-    /// Broker: the descriptor is ready for use.
+    /// Broker: the descriptor is ready for use. May carry a BPF program that counts the references to the pages in the
+    /// scratch areas (see `own_counts` in the kernel room); without it the broker is asked.
     Ready {
         /// True if MOVE can be used.
         move_pages: bool,

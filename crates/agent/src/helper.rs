@@ -82,9 +82,11 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     let maps = link::open(c"/proc/self/maps")?;
     raise_descriptor_limit();
     let scratch = reserve_scratch()?;
+    // Within one table of page table entries: see the counts.
+    let size = BATCH_MAX as u64 * PAGE;
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    // SAFETY: a free place of the kernel's choice.
-    let diverged_scratch = unsafe { sys::mmap(0, BATCH_MAX as u64 * PAGE, PROT_NONE, flags, -1, 0) }.ok()?;
+    // SAFETY: a free place of the kernel's choice. What is not needed of it is address space and nothing else.
+    let diverged_scratch = unsafe { sys::mmap(0, 2 * size, PROT_NONE, flags, -1, 0) }.ok()?.next_multiple_of(size);
     let (control, control_fd) = make_control()?;
     let link = connect()?;
     let member = SETUP.member.load(SeqCst);
@@ -121,7 +123,7 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         }
     }
     .then_some(())?;
-    let Received::Message(Message::Ready { move_pages, .. }, _) = receive(&link) else { return None };
+    let Received::Message(Message::Ready { move_pages, .. }, counts) = receive(&link) else { return None };
     let mut space = Space {
         control,
         pid,
@@ -131,6 +133,8 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         scratch,
         diverged_scratch,
         segments: Segments::new(),
+        counts,
+        raise: false,
         check_mode: 0,
         layout_epoch: 0,
         thread_epoch: 0,
@@ -282,6 +286,7 @@ fn execute(space: &mut Space) -> u32 {
     space.check_mode = order.check.load(SeqCst);
     space.layout_epoch = order.layout_epoch.load(SeqCst);
     space.thread_epoch = order.thread_epoch.load(SeqCst);
+    space.raise = flags & plan_flags::RAISE != 0;
     let settings = Order {
         keep: Keep::from_bits(order.keep.load(SeqCst) as u8),
         range_start: order.range_start.load(SeqCst),

@@ -23,7 +23,7 @@ use crate::segments::Segments;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP, MREMAP_FIXED};
 use crate::sys::{MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys};
-use crate::{gate, threads};
+use crate::{filter, gate, threads};
 
 /// The scratch area for plain pages: one huge page, for the collapse oracle.
 pub(crate) const SCRATCH: u64 = 2 << 20;
@@ -55,6 +55,10 @@ pub(crate) struct Space {
     pub(crate) thread_epoch: u32,
     /// Which protection the barrier's page has now.
     pub(crate) barrier: bool,
+    /// A program that counts the references to pages in the scratch areas.
+    pub(crate) counts: Option<i32>,
+    /// Run batches with real-time priority: whoever is preempted with pages in its hands makes others wait for long.
+    pub(crate) raise: bool,
 }
 
 impl Space {
@@ -171,6 +175,41 @@ impl Space {
         Checked::Counted
     }
 
+    /// Has the references counted by the kernel itself, in this call. `None` if it does not do that here.
+    fn count(&self, kind: FreezeKind, refs: &mut [u32]) -> Option<Checked> {
+        let program = self.counts?;
+        let mut counts = [0_u64; 1 + BATCH_MAX];
+        counts[0] = match kind {
+            FreezeKind::Move => 0,
+            FreezeKind::Remap => 1,
+        };
+        // union bpf_attr: prog_fd at 0, ctx_size_in at 40, ctx_in at 48.
+        let mut attributes = [0_u64; 16];
+        attributes[0] = program as u64;
+        attributes[5] = size_of_val(&counts) as u64;
+        attributes[6] = counts.as_mut_ptr() as u64;
+        let (command, size) = (u64::from(filter::BPF_PROG_TEST_RUN), size_of_val(&attributes) as u64);
+        // SAFETY: runs a loaded program; the kernel reads the attributes, and reads and writes the counts.
+        if unsafe { sys!(nr::BPF, command, attributes.as_mut_ptr() as u64, size) } != 0 {
+            return None;
+        }
+        for (slot, count) in refs.iter_mut().zip(&counts[1..]) {
+            *slot = *count as u32;
+        }
+        Some(Checked::Counted)
+    }
+
+    /// Takes or gives back real-time priority, which the broker has permitted for this plan.
+    fn prioritise(&self, on: bool) {
+        const SCHED_OTHER: u64 = 0;
+        const SCHED_FIFO: u64 = 1;
+        if self.raise {
+            let (policy, priority) = if on { (SCHED_FIFO, 1_u32) } else { (SCHED_OTHER, 0) };
+            // SAFETY: the kernel reads a sched_param, which is one integer. It concerns this process only.
+            unsafe { sys!(nr::SCHED_SETSCHEDULER, 0, policy, (&raw const priority) as u64) };
+        }
+    }
+
     /// MADV_COLLAPSE of the scratch area: the scan stops with EBUSY at the hole behind the pages if nobody holds any
     /// of them, and with EAGAIN at the first page that somebody holds.
     pub(crate) fn ask_collapse(&self) -> Checked {
@@ -202,13 +241,19 @@ impl AddressSpace for Space {
     }
 
     fn close_gate(&mut self) -> bool {
-        gate::close(self.control)
+        let closed = gate::close(self.control);
+        if closed {
+            self.prioritise(true);
+        }
+        closed
     }
 
     fn open_gate(&mut self) {
         #[cfg(feature = "faults")]
         crate::faults::step();
         gate::open(self.control);
+        // Whoever was made to wait goes on now, before the next batch.
+        self.prioritise(false);
     }
 
     fn settled(&mut self) -> Result<(), Unsettled> {
@@ -444,7 +489,7 @@ impl AddressSpace for Space {
 
     fn check(&mut self, kind: FreezeKind, refs: &mut [u32]) -> Checked {
         match self.check_mode {
-            check_mode::BPF => self.ask_broker(kind, refs),
+            check_mode::BPF => self.count(kind, refs).unwrap_or_else(|| self.ask_broker(kind, refs)),
             check_mode::COLLAPSE if kind == FreezeKind::Move => self.ask_collapse(),
             check_mode::VOUCH => Checked::AllFree,
             _ => Checked::Unknown,

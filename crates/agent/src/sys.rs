@@ -36,6 +36,7 @@ pub(crate) mod nr {
     pub(crate) const FTRUNCATE: u64 = 77;
     pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;
+    pub(crate) const SCHED_SETSCHEDULER: u64 = 144;
     pub(crate) const MLOCK: u64 = 149;
     pub(crate) const MLOCKALL: u64 = 151;
     pub(crate) const PRCTL: u64 = 157;
@@ -49,6 +50,7 @@ pub(crate) mod nr {
     pub(crate) const PROCESS_VM_READV: u64 = 310;
     pub(crate) const SECCOMP: u64 = 317;
     pub(crate) const MEMFD_CREATE: u64 = 319;
+    pub(crate) const BPF: u64 = 321;
     pub(crate) const USERFAULTFD: u64 = 323;
     pub(crate) const MLOCK2: u64 = 325;
     pub(crate) const PKEY_MPROTECT: u64 = 329;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
-use kernel::refcheck::BpfCheck;
+use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
 use kernel::{
     MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap,
     Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
@@ -269,12 +269,14 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         return Err(Refused::NoMove);
     }
     let minor = features.contains(UffdFeatures::MINOR_SHMEM);
-    send(&link, Message::Ready { move_pages: true, minor }, &[])?;
+    // Not before: to load it costs more than everything else here together, and anybody may knock.
+    let check = if host.exact { BpfCheck::new().ok() } else { None };
+    let counts = check.as_ref().and_then(|check| own_counts(check, [scratch, diverged_scratch]));
+    let counts: Vec<_> = counts.iter().map(AsFd::as_fd).collect();
+    send(&link, Message::Ready { move_pages: true, minor }, &counts)?;
 
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
     let attended = Arc::new(Attended { control: area, uffd, grounds, memory, pagemap, over: AtomicBool::new(false) });
-    // Not before: to load it costs more than everything else here together, and anybody may knock.
-    let check = if host.exact { BpfCheck::new().ok() } else { None };
     let exact_check = check.is_some();
     let attendants = Attendants::start(&attended, peer.pid, check, host.priority, events).map_err(Refused::kernel)?;
     Ok(Member {
@@ -297,6 +299,13 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         index: host.index,
         unfit: unfit(pid),
     })
+}
+
+/// A program with which the helper can count the references to its own frozen pages. Where it says that its scratch areas
+/// are is where the program looks, in the helper's own memory and nowhere else.
+fn own_counts(check: &BpfCheck, areas: [u64; 2]) -> Option<OwnCounts> {
+    const _: () = assert!(abi::BATCH_MAX == own_counts::COUNTS);
+    OwnCounts::load(check, areas.map(Vaddr)).ok()
 }
 
 /// The UFFDIO_API handshake, with fork events where the broker may ask for them. It is the broker that makes it, since

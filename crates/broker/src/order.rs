@@ -136,7 +136,9 @@ impl Queue {
         plan.check.store(mode(member, settings), SeqCst);
         let forked = control.forks.load(SeqCst) > 0;
         let track = settings.stable.is_some();
-        let flags = if track { plan_flags::TRACK } else { 0 } | if forked { plan_flags::FORKED } else { 0 };
+        let raise = raise(member, settings);
+        let flags = [(track, plan_flags::TRACK), (forked, plan_flags::FORKED), (raise, plan_flags::RAISE)];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         plan.flags.store(flags, SeqCst);
         plan.layout_epoch.store(member.view.epoch.unwrap_or(0), SeqCst);
         plan.thread_epoch.store(threads, SeqCst);
@@ -147,7 +149,6 @@ impl Queue {
         self.current = Some(order);
         member.busy_since = Some(Instant::now());
         follow_limits(member);
-        raise(member, settings);
         member.tell(Message::Run, None)
     }
 
@@ -294,19 +295,22 @@ fn follow_limits(member: &Member) {
     }
 }
 
-/// Real-time priority for the length of a plan, under a limit that a hostile helper cannot lift.
-fn raise(member: &Member, settings: &Settings) {
+/// Permits real-time priority for the length of a plan, under a limit that a hostile helper cannot lift. The helper takes
+/// it for each batch and gives it back, so that whoever waited for pages of it comes first.
+fn raise(member: &Member, settings: &Settings) -> bool {
     // By its number, which may be somebody else's once it has ended.
-    if settings.priority && !member.helper_ended() {
-        let limit = Limit { soft: Some(RT_LIMIT_US), hard: Some(RT_LIMIT_US) };
-        if set_limit(member.helper, Resource::RtTime, limit).is_ok() {
-            let _ = set_policy(member.helper, Policy::Fifo { priority: 1 });
-        }
+    if !settings.priority || member.helper_ended() {
+        return false;
     }
+    let exactly = |limit| Limit { soft: Some(limit), hard: Some(limit) };
+    set_limit(member.helper, Resource::RtTime, exactly(RT_LIMIT_US)).is_ok()
+        && set_limit(member.helper, Resource::RtPriority, exactly(1)).is_ok()
 }
 
 fn lower(member: &Member) {
     if !member.helper_ended() {
+        let none = Limit { soft: Some(0), hard: Some(0) };
+        let _ = set_limit(member.helper, Resource::RtPriority, none);
         let _ = set_policy(member.helper, Policy::Other);
     }
 }

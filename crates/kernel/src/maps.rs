@@ -98,6 +98,16 @@ pub fn read(pid: Pid) -> Result<Vec<Vma>, ProcError> {
     Ok(out)
 }
 
+/// How many mappings a process has.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn count(pid: Pid) -> Result<u64, ProcError> {
+    let mut buffer = Vec::new();
+    procfs::read_into(pid, "maps", &mut buffer)?;
+    Ok(procfs::lines(&buffer).count() as u64)
+}
+
 /// One line of the file; `None` if it is not one. Addresses between pages make no mapping.
 #[must_use]
 pub fn parse_line(line: &[u8]) -> Option<Vma> {

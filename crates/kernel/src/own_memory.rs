@@ -62,6 +62,14 @@ impl OwnMapping {
         }
     }
 
+    /// Writes the first byte of one page.
+    pub(crate) fn touch_page(&self, index: usize, value: u8) {
+        let offset = index * page_size() as usize;
+        assert!(offset < self.length);
+        // SAFETY: the offset lies in our own mapping, into which nobody holds references.
+        unsafe { self.pointer.add(offset).write_volatile(value) };
+    }
+
     pub(crate) fn page(&self, index: usize) -> &[u8] {
         let size = page_size() as usize;
         assert!((index + 1) * size <= self.length);

@@ -96,6 +96,21 @@ impl BpfCheck {
         Ok(check)
     }
 
+    /// Where the array of `struct page` begins, how long one is, and where in it the count is.
+    pub(super) fn layout(&self) -> (u64, u64, u64) {
+        (self.vmemmap, self.struct_page, self.refcount)
+    }
+
+    /// Where the calling thread is described.
+    pub(super) fn task(&self) -> io::Result<u64> {
+        self.reader.task()
+    }
+
+    /// Eight bytes of kernel memory.
+    pub(super) fn read_kernel(&self, address: u64) -> io::Result<u64> {
+        self.reader.read(address)
+    }
+
     /// Reads the reference count of each frame; 0 where it cannot be read or is counted in another page.
     ///
     /// # Errors

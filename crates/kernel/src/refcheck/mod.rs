@@ -8,7 +8,9 @@
 pub mod bpf;
 mod btf;
 pub mod collapse;
+pub mod own_counts;
 mod program;
 
 pub use bpf::{BpfCheck, Unavailable};
 pub use collapse::collapse_oracle_works;
+pub use own_counts::OwnCounts;

@@ -26,6 +26,18 @@ pub(super) struct Entry {
 // SAFETY: a repr(C) structure of atomics of integers.
 unsafe impl SharedLayout for Area {}
 
+/// What it takes to be allowed what was refused.
+pub(super) fn refused(what: &str, error: &io::Error) -> Unavailable {
+    Unavailable {
+        reason: format!("{what}: {error}"),
+        grant: match sys::errno(error) {
+            libc::EPERM => "CAP_BPF and CAP_PERFMON in the first user namespace, and no lockdown".to_owned(),
+            libc::ENOSYS => "a kernel with CONFIG_BPF_SYSCALL".to_owned(),
+            _ => "a kernel from 5.14 on".to_owned(),
+        },
+    }
+}
+
 /// The loaded program and its memory.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -35,16 +47,9 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn load() -> Result<Self, Unavailable> {
-        let refused = |what: &str, error: &io::Error| Unavailable {
-            reason: format!("{what}: {error}"),
-            grant: match sys::errno(error) {
-                libc::EPERM => "CAP_BPF and CAP_PERFMON in the first user namespace, and no lockdown".to_owned(),
-                libc::ENOSYS => "a kernel with CONFIG_BPF_SYSCALL".to_owned(),
-                _ => "a kernel from 5.14 on".to_owned(),
-            },
-        };
         let map = create_map().map_err(|error| refused("a BPF map is refused", &error))?;
-        let program = load_program(&map).map_err(|error| refused("a BPF program is refused", &error))?;
+        let program = load_program(&program(map.as_raw_fd()), b"pagefold_refs\0\0")
+            .map_err(|error| refused("a BPF program is refused", &error))?;
         let mapping = OwnMapping::shared(&map, size_of::<Area>())
             .map_err(|error| refused("a BPF map cannot be mapped", &error))?;
         Ok(Self { program, mapping })
@@ -82,18 +87,18 @@ impl Reader {
 
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_PROG_LOAD: i32 = 5;
-const BPF_PROG_TEST_RUN: i32 = 10;
+pub(super) const BPF_PROG_TEST_RUN: i32 = 10;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SYSCALL: u32 = 31;
 const BPF_F_SLEEPABLE: u32 = 1 << 4;
 const BPF_PSEUDO_MAP_VALUE: u8 = 2;
-const HELPER_GET_CURRENT_TASK: i32 = 35;
-const HELPER_PROBE_READ_KERNEL: i32 = 113;
+pub(super) const HELPER_GET_CURRENT_TASK: i32 = 35;
+pub(super) const HELPER_PROBE_READ_KERNEL: i32 = 113;
 
 /// `union bpf_attr`, written field by field at the offsets of include/uapi/linux/bpf.h.
 #[repr(C, align(8))]
-struct Attributes([u8; 128]);
+pub(super) struct Attributes([u8; 128]);
 
 impl Default for Attributes {
     fn default() -> Self {
@@ -102,16 +107,16 @@ impl Default for Attributes {
 }
 
 impl Attributes {
-    fn word32(&mut self, at: usize, value: u32) {
+    pub(super) fn word32(&mut self, at: usize, value: u32) {
         self.0[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     }
-    fn word64(&mut self, at: usize, value: u64) {
+    pub(super) fn word64(&mut self, at: usize, value: u64) {
         self.0[at..at + 8].copy_from_slice(&value.to_ne_bytes());
     }
 }
 
 /// bpf(2); the caller keeps alive what addresses in the attributes point to.
-fn bpf(command: i32, attributes: &mut Attributes) -> io::Result<i64> {
+pub(super) fn bpf(command: i32, attributes: &mut Attributes) -> io::Result<i64> {
     let (pointer, length) = (attributes.0.as_mut_ptr(), attributes.0.len());
     // SAFETY: the attributes may be read and written for their length; of the three commands used here none writes
     // behind an address in them.
@@ -137,14 +142,21 @@ fn create_map() -> io::Result<OwnedFd> {
 /// `struct bpf_insn`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Instruction {
+pub(super) struct Instruction {
     code: u8,
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
+impl Instruction {
+    /// The same, as a jump so far.
+    pub(super) const fn aimed(self, offset: i16) -> Self {
+        Self { offset, ..self }
+    }
+}
+
+pub(super) const fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
     Instruction { code, registers: source << 4 | destination, offset, immediate }
 }
 
@@ -190,8 +202,7 @@ fn program(map: i32) -> [Instruction; 20] {
 const _: () = assert!(std::mem::offset_of!(Area, entry) == 16 && size_of::<Entry>() == 16);
 const _: () = assert!(size_of::<Instruction>() == 8);
 
-fn load_program(map: &OwnedFd) -> io::Result<OwnedFd> {
-    let program = program(map.as_raw_fd());
+pub(super) fn load_program(program: &[Instruction], name: &[u8; 15]) -> io::Result<OwnedFd> {
     // A licence that the kernel counts as compatible is needed for probe_read_kernel.
     let license = c"Dual MIT/GPL";
     let mut attributes = Attributes::default();
@@ -201,6 +212,6 @@ fn load_program(map: &OwnedFd) -> io::Result<OwnedFd> {
     attributes.word64(16, license.as_ptr().expose_provenance() as u64);
     // log_level, log_size and log_buf (24 to 40) and kern_version (40) stay 0.
     attributes.word32(44, BPF_F_SLEEPABLE);
-    attributes.0[48..63].copy_from_slice(b"pagefold_refs\0\0");
+    attributes.0[48..63].copy_from_slice(name);
     bpf(BPF_PROG_LOAD, &mut attributes).map(owned)
 }
