@@ -19,7 +19,7 @@ use crate::cycle::Eyes;
 use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
 use crate::member::Member;
-use crate::order::Queue;
+use crate::order::{Item, Queue};
 use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
@@ -30,6 +30,7 @@ mod accept;
 mod books;
 mod handle;
 mod now;
+mod ordering;
 mod quiescent;
 mod reclaim;
 mod requests;
@@ -77,6 +78,8 @@ pub struct Broker {
     cpus: u64,
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
+    /// What a member's budget of mappings did not allow, until they are counted again.
+    postponed: HashMap<u32, Vec<Item>>,
     /// Pages were refused that may only wait in the kernel's batches.
     drain_due: bool,
     reasons: Vec<String>,
@@ -164,6 +167,7 @@ impl Broker {
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
             max_map_count: max_map_count(),
             waiting: Vec::new(),
+            postponed: HashMap::new(),
             drain_due: false,
             reasons: Vec::new(),
             refused: HashMap::new(),
@@ -239,6 +243,7 @@ impl Broker {
         self.forget_trackers(member.pid);
         member.bury();
         self.totals.keep(member.control());
+        self.postponed.remove(&member.index);
         if let Some(mut queue) = self.queues.remove(&member.index) {
             self.totals.busy += queue.busy;
             queue.abandon();

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use abi::place::Outcome;
 use kernel::{Pagemap, memfd, page_size};
-use page::plan::{Limits, Match, Reason, Twin, plan};
 use page::{Location, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -13,8 +12,7 @@ use super::Broker;
 use crate::account::SegmentFile;
 use crate::cycle::{Findings, Look, Regions, fill, look};
 use crate::member::Member;
-use crate::order::{Item, Order, Result1, Task};
-use crate::view::numbers;
+use crate::order::{Item, Result1, Task};
 
 /// Contents that are copied into the store at one time: some segments, so that those that stay short are few.
 const FILL_AT_ONCE: usize = 1024;
@@ -163,70 +161,6 @@ impl Broker {
         }
     }
 
-    /// Plans a member's items, area by area: long runs first, within its budget of mappings.
-    pub(super) fn order(&mut self, owner: u32, mut items: Vec<Item>) {
-        items.sort_by_key(|item| item.address);
-        items.dedup_by_key(|item| item.address);
-        let size = page_size();
-        let cap = self.settings.vmas.min(self.max_map_count * 3 / 4);
-        let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
-        let member = &mut self.members[position];
-        let strict = self.partition.options().strict;
-        let mut budget = cap.saturating_sub(member.view.vmas);
-        let mut orders = Vec::new();
-        let mut refused = 0;
-        for area in &mut member.view.areas {
-            let from = items.partition_point(|item| item.address < area.range.start().get());
-            let to = items.partition_point(|item| item.address < area.range.end().get());
-            let here = &items[from..to];
-            if here.is_empty() {
-                continue;
-            }
-            let (mut diverged, mut matches) = (Vec::new(), Vec::new());
-            for item in here {
-                let page = PageNumber(item.address / size);
-                match item.task {
-                    Task::Merge(place, _) => matches.push(Match { page, twin: Twin::Store(place) }),
-                    Task::DropZero => matches.push(Match { page, twin: Twin::Zero }),
-                    Task::Retake(..) | Task::RetakeZero | Task::Unmerge => diverged.push(*item),
-                }
-            }
-            let mut limits = Limits::new(size, budget);
-            limits.batch_pages = abi::BATCH_MAX as u64;
-            let planned = plan(&[numbers(area.range)], &matches, &limits);
-            budget = budget.saturating_sub(planned.vmas_added);
-            member.view.vmas += planned.vmas_added;
-            refused += planned.pages_left_out(Reason::Budget);
-            for left in planned.left_out.iter().filter(|left| left.reason == Reason::Budget) {
-                left.pages.iter().for_each(|page| area.ages.refused(page));
-            }
-            let mut plain = Vec::new();
-            for run in planned.batches.iter().flat_map(|batch| &batch.runs) {
-                for (offset, page) in run.pages.iter().enumerate() {
-                    let task = match run.twin {
-                        Twin::Zero => Task::DropZero,
-                        Twin::Store(place) => {
-                            let offset = u32::try_from(offset).expect("a run is shorter than a segment");
-                            let place = page::Place { segment: place.segment, page: place.page + offset };
-                            let contents = self.partition.fingerprints(place.segment);
-                            let Some(content) = contents.and_then(|all| all.get(place.page as usize)) else { continue };
-                            Task::Merge(place, *content)
-                        }
-                    };
-                    plain.push(Item { address: page.address(size), task });
-                }
-            }
-            for items in [plain, diverged] {
-                if !items.is_empty() {
-                    orders.push(Order::new(area.range, items, strict));
-                }
-            }
-        }
-        self.totals.refused.add("budget", refused);
-        let queue = self.queues.entry(owner).or_default();
-        orders.into_iter().for_each(|order| queue.push(order));
-    }
-
     /// Starts and finishes what can be, without waiting.
     pub(super) fn pump(&mut self, report: &mut dyn FnMut(u32, &[Result1])) {
         let mut dead = Vec::new();
@@ -264,6 +198,7 @@ impl Broker {
     /// As [`Self::drive`], but one member is waited for in any case.
     pub(super) fn drive_for(&mut self, whom: Option<u32>, report: &mut dyn FnMut(u32, &[Result1])) {
         loop {
+            self.order_postponed();
             self.pump(report);
             let waited_for = |member: &&Member| {
                 let lags = member.busy_since.is_some_and(|since| since.elapsed() > PATIENCE);
