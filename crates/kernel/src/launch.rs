@@ -288,11 +288,8 @@ mod tests {
     fn failures_say_what_failed() {
         let error = Launch::new(Command::new("/nonexistent/program")).spawn().unwrap_err();
         assert!(matches!(error, LaunchError::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound));
-        let hard = crate::sched::limit(Pid::this(), crate::sched::Resource::Stack).unwrap().hard;
-        let Some(hard) = hard else {
-            println!("skipped: a hard stack limit");
-            return;
-        };
+        // Without a hard limit every soft one can be had.
+        let Some(hard) = crate::sched::limit(Pid::this(), crate::sched::Resource::Stack).unwrap().hard else { return };
         let mut launch = shell("true");
         launch.soft_stack_limit(Bytes(hard + 1));
         let error = launch.spawn().unwrap_err();
