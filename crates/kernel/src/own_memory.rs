@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::mm::{MapFlags, ProtFlags};
+use rustix::pipe::{IoSliceRaw, PipeFlags, SpliceFlags, pipe_with, vmsplice};
 
 use crate::sys;
 use crate::units::{PageCount, Vaddr, page_size};
@@ -29,6 +30,9 @@ impl OwnMapping {
         // huge pages the advice is refused, and not needed.
         // SAFETY: the range is our own mapping.
         let _ = unsafe { rustix::mm::madvise(pointer, length, rustix::mm::Advice::LinuxNoHugepage) };
+        // A child of a fork at this moment would hold each page too, and the counts of the self-tests would be wrong.
+        // SAFETY: the range is our own mapping.
+        let _ = unsafe { rustix::mm::madvise(pointer, length, rustix::mm::Advice::LinuxDontFork) };
         Ok(mapping)
     }
 
@@ -68,6 +72,15 @@ impl OwnMapping {
         assert!(offset < self.length);
         // SAFETY: the offset lies in our own mapping, into which nobody holds references.
         unsafe { self.pointer.add(offset).write_volatile(value) };
+    }
+
+    /// Lets a pipe hold a reference to a page, as long as what is returned lives.
+    pub(crate) fn hold(&self, index: usize) -> io::Result<(OwnedFd, OwnedFd)> {
+        let pipe = pipe_with(PipeFlags::CLOEXEC)?;
+        let slice = [IoSliceRaw::from_slice(self.page(index))];
+        // SAFETY: the page is our own mapping's, and nobody reads the pipe.
+        unsafe { vmsplice(&pipe.1, &slice, SpliceFlags::empty()) }?;
+        Ok(pipe)
     }
 
     pub(crate) fn page(&self, index: usize) -> &[u8] {

@@ -14,7 +14,6 @@ use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use rustix::pipe::{IoSliceRaw, SpliceFlags};
 use thiserror::Error;
 
 use super::btf::{Btf, BtfError};
@@ -183,18 +182,13 @@ impl BpfCheck {
             return Err(failed(format!("no page of our own counts 1, but {:?}", &counts[..4])));
         };
         let page = memory.start() + PageCount(free as u64);
-        let (_reader, writer) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| failed(error.to_string()))?;
-        let slice = [IoSliceRaw::from_slice(memory.page(free))];
-        // SAFETY: the page is our own mapping's and outlives the pipe.
-        unsafe { rustix::pipe::vmsplice(&writer, &slice, SpliceFlags::empty()) }
-            .map_err(|error| failed(error.to_string()))?;
+        let pipe = memory.hold(free).map_err(|error| failed(error.to_string()))?;
         let mut held = [0_u32];
         self.refs_at(&pagemap, page, &mut held).map_err(run)?;
         if held[0] != 2 {
             return Err(failed(format!("a page held by a pipe counts {} instead of 2", held[0])));
         }
-        drop((_reader, writer));
+        drop(pipe);
         self.refs_at(&pagemap, page, &mut held).map_err(run)?;
         if held[0] != 1 {
             return Err(failed(format!("a page let go by a pipe counts {} instead of 1", held[0])));
@@ -290,12 +284,13 @@ fn find_vmemmap(reader: &Reader, layout: &Layout) -> Result<u64, Unavailable> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::test_memory::Anonymous;
 
-    fn check() -> Option<BpfCheck> {
+    /// A check, for every test that needs one. As root there must be one.
+    pub(crate) fn check() -> Option<BpfCheck> {
         match BpfCheck::new() {
             Ok(check) => Some(check),
             Err(error) => {

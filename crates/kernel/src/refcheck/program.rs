@@ -115,11 +115,12 @@ impl Attributes {
     }
 }
 
-/// bpf(2); the caller keeps alive what addresses in the attributes point to.
+/// bpf(2); the caller keeps alive what addresses in the attributes point to. Behind one of them the kernel writes: a run
+/// gives its context (`ctx_in`) back where it was taken from.
 pub(super) fn bpf(command: i32, attributes: &mut Attributes) -> io::Result<i64> {
     let (pointer, length) = (attributes.0.as_mut_ptr(), attributes.0.len());
-    // SAFETY: the attributes may be read and written for their length; of the three commands used here none writes
-    // behind an address in them.
+    // SAFETY: the attributes may be read and written for their length; what their addresses point to is the caller's, and
+    // a context is taken by `OwnCounts::run` only, from plain words that it may write.
     sys::check(unsafe { libc::syscall(libc::SYS_bpf, command, pointer, length) })
 }
 
@@ -147,13 +148,6 @@ pub(super) struct Instruction {
     registers: u8,
     offset: i16,
     immediate: i32,
-}
-
-impl Instruction {
-    /// The same, as a jump so far.
-    pub(super) const fn aimed(self, offset: i16) -> Self {
-        Self { offset, ..self }
-    }
 }
 
 pub(super) const fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
