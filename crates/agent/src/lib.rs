@@ -34,6 +34,7 @@ mod mremap;
 mod own;
 mod patch;
 mod place;
+mod references;
 mod segments;
 mod space;
 mod spawn;

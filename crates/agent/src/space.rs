@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use abi::control::{Control, check, check_mode, journal, stop};
+use abi::control::{Control, check_mode, journal, stop};
 use abi::mark::{Keep, Mark};
 use abi::place::Place;
 use abi::uapi::{
@@ -23,14 +23,10 @@ use crate::segments::Segments;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP, MREMAP_FIXED};
 use crate::sys::{MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys};
-use crate::{filter, gate, threads};
+use crate::{gate, threads};
 
 /// The scratch area for plain pages: one huge page, for the collapse oracle.
 pub(crate) const SCRATCH: u64 = 2 << 20;
-/// How long the broker may take to answer a reference check while pages are frozen.
-const CHECK_WITHIN_NS: u64 = 1_000_000;
-/// How often the answer is looked for before the helper sleeps on it.
-const CHECK_SPINS: u32 = 2_000;
 /// How long a fork's event may stay unread. Longer only if nobody reads it who should.
 const FORK_WITHIN_NS: u64 = 2_000_000_000;
 /// Pause between two looks at it.
@@ -74,7 +70,7 @@ impl Space {
     }
 
     /// Address of a scratch page.
-    fn slot(&self, kind: FreezeKind, slot: Slot) -> u64 {
+    pub(crate) fn slot(&self, kind: FreezeKind, slot: Slot) -> u64 {
         let base = match kind {
             FreezeKind::Move => self.scratch,
             FreezeKind::Remap => self.diverged_scratch,
@@ -137,68 +133,6 @@ impl Space {
         (result == 0 && query.vma_start <= address && address < query.vma_end).then_some(query)
     }
 
-    fn ask_broker(&self, kind: FreezeKind, refs: &mut [u32]) -> Checked {
-        let question = &self.control.check;
-        question.count.store(refs.len() as u32, SeqCst);
-        question.address.store(self.slot(kind, 0), SeqCst);
-        question.state.store(check::ASKED, SeqCst);
-        sys::futex_wake(&question.state);
-        let deadline = sys::monotonic() + CHECK_WITHIN_NS;
-        let mut spins = 0;
-        loop {
-            let state = question.state.load(SeqCst);
-            if state == check::ANSWERED {
-                break;
-            }
-            spins += 1;
-            if spins < CHECK_SPINS {
-                core::hint::spin_loop();
-                continue;
-            }
-            let now = sys::monotonic();
-            if now >= deadline {
-                // Whoever is writing the answer at this moment finds the question withdrawn.
-                question.state.store(check::IDLE, SeqCst);
-                self.control.counters.check_timeouts.fetch_add(1, SeqCst);
-                return Checked::Unknown;
-            }
-            let result = sys::futex_wait(&question.state, state, deadline - now);
-            if result != 0 && ![-errno::EAGAIN, -errno::EINTR, -errno::ETIMEDOUT].contains(&result) {
-                question.state.store(check::IDLE, SeqCst);
-                return Checked::Unknown;
-            }
-        }
-        for (count, answer) in refs.iter_mut().zip(&question.refs) {
-            *count = answer.load(SeqCst);
-        }
-        question.state.store(check::IDLE, SeqCst);
-        Checked::Counted
-    }
-
-    /// Has the references counted by the kernel itself, in this call. `None` if it does not do that here.
-    fn count(&self, kind: FreezeKind, refs: &mut [u32]) -> Option<Checked> {
-        let program = self.counts?;
-        let mut counts = [0_u64; 1 + BATCH_MAX];
-        counts[0] = match kind {
-            FreezeKind::Move => 0,
-            FreezeKind::Remap => 1,
-        };
-        // union bpf_attr: prog_fd at 0, ctx_size_in at 40, ctx_in at 48.
-        let mut attributes = [0_u64; 16];
-        attributes[0] = program as u64;
-        attributes[5] = size_of_val(&counts) as u64;
-        attributes[6] = counts.as_mut_ptr() as u64;
-        let (command, size) = (u64::from(filter::BPF_PROG_TEST_RUN), size_of_val(&attributes) as u64);
-        // SAFETY: runs a loaded program; the kernel reads the attributes, and reads and writes the counts.
-        if unsafe { sys!(nr::BPF, command, attributes.as_mut_ptr() as u64, size) } != 0 {
-            return None;
-        }
-        for (slot, count) in refs.iter_mut().zip(&counts[1..]) {
-            *slot = *count as u32;
-        }
-        Some(Checked::Counted)
-    }
-
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
     fn prioritise(&self, on: bool) {
         const SCHED_OTHER: u64 = 0;
@@ -207,17 +141,6 @@ impl Space {
             let (policy, priority) = if on { (SCHED_FIFO, 1_u32) } else { (SCHED_OTHER, 0) };
             // SAFETY: the kernel reads a sched_param, which is one integer. It concerns this process only.
             unsafe { sys!(nr::SCHED_SETSCHEDULER, 0, policy, (&raw const priority) as u64) };
-        }
-    }
-
-    /// MADV_COLLAPSE of the scratch area: the scan stops with EBUSY at the hole behind the pages if nobody holds any
-    /// of them, and with EAGAIN at the first page that somebody holds.
-    pub(crate) fn ask_collapse(&self) -> Checked {
-        // SAFETY: the scratch area is the agent's; the scan changes nothing since it always meets the hole.
-        match unsafe { sys!(nr::MADVISE, self.scratch, SCRATCH, advice::COLLAPSE) } {
-            result if result == -errno::EBUSY => Checked::AllFree,
-            result if result == -errno::EAGAIN => Checked::SomeHeld,
-            _ => Checked::Unknown,
         }
     }
 }
