@@ -5,11 +5,7 @@
 //! test exercises. The guest needs no operating system: it runs in flat 32-bit protected mode.
 //! `PAGEFOLD_KVM_SECONDS` makes it run for longer than ten seconds.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::undocumented_unsafe_blocks,
-    reason = "a test; its unsafe blocks are its own calls"
-)]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -137,6 +133,7 @@ fn seconds() -> Duration {
 
 fn map(len: usize) -> *mut u8 {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: the kernel chooses the address, so no existing memory is touched.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0) };
     assert_ne!(address, libc::MAP_FAILED);
     address.cast()
@@ -158,6 +155,7 @@ struct MemoryRegion {
 }
 
 fn ioctl(fd: i32, request: u64, argument: u64) -> i32 {
+    // SAFETY: the callers pass what each request takes, alive during the call.
     let result = unsafe { libc::ioctl(fd, request, argument) };
     assert!(result >= 0, "ioctl {request:x}: {}", std::io::Error::last_os_error());
     result
@@ -170,6 +168,7 @@ const CR0: usize = 8 * SEGMENT + 2 * 16;
 
 fn victim() {
     let (code, ram) = (map(PAGE), map(RAM));
+    // SAFETY: the guest's code fits into the page made for it, and the words lie in the RAM just mapped.
     unsafe {
         let (start, end) = (&raw const pagefold_test_guest, &raw const pagefold_test_guest_end);
         std::ptr::copy_nonoverlapping(start, code, end.offset_from(start) as usize);
@@ -179,6 +178,7 @@ fn victim() {
             }
         }
     }
+    // SAFETY: the path ends with a zero.
     let kvm = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
     let vm = ioctl(kvm, io(0, 0x01, 0), 0);
     for (slot, guest, size, host) in [(0, CODE_AT, PAGE, code), (1, RAM_AT, RAM, ram)] {
@@ -186,6 +186,7 @@ fn victim() {
         ioctl(vm, io(1, 0x46, size_of::<MemoryRegion>() as u64), &raw const region as u64);
     }
     let run_size = ioctl(kvm, io(0, 0x04, 0), 0) as usize;
+    // SAFETY: the guest's RAM, which keeps its content.
     assert_eq!(unsafe { libc::madvise(ram.cast(), RAM, libc::MADV_MERGEABLE) }, 0);
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -205,6 +206,7 @@ fn victim() {
     }
     for index in 0..RAM / PAGE {
         for word in 0..PAGE / 4 {
+            // SAFETY: a word of the RAM, and both virtual CPUs have stopped.
             let found = unsafe { ram.add(index * PAGE).cast::<u32>().add(word).read() };
             assert_eq!(found, value(index), "page {index}, word {word}, as the host sees it");
         }
@@ -220,6 +222,7 @@ fn cpu(vm: i32, run_size: usize, index: usize, (from, to): (u64, u64), stop: &At
     const EXIT_INTR: u32 = 10;
     let vcpu = ioctl(vm, io(0, 0x41, 0), index as u64);
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: the kernel chooses the address, so no existing memory is touched.
     let run = unsafe { libc::mmap(std::ptr::null_mut(), run_size, prot, flags, vcpu, 0) };
     assert_ne!(run, libc::MAP_FAILED);
     let run = run.cast::<u8>();
@@ -244,16 +247,21 @@ fn cpu(vm: i32, run_size: usize, index: usize, (from, to): (u64, u64), stop: &At
     ioctl(vcpu, io(1, 0x82, 144), regs.as_ptr() as u64);
 
     loop {
+        // SAFETY: KVM_RUN takes no argument; the guest has no memory but the two regions.
         let result = unsafe { libc::ioctl(vcpu, io(0, 0x80, 0), 0) };
         if result < 0 {
             assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EINTR), "cpu {index}");
             continue;
         }
         // struct kvm_run: exit_reason at 8; for I/O the port at 34 and the data's offset at 40.
+        // SAFETY: inside the mapping of struct kvm_run, which the kernel has written.
         match unsafe { run.add(8).cast::<u32>().read_volatile() } {
             EXIT_IO => {
+                // SAFETY: as above.
                 let port = unsafe { run.add(34).cast::<u16>().read_volatile() };
+                // SAFETY: as above.
                 let data = unsafe { run.add(40).cast::<u64>().read_volatile() } as usize;
+                // SAFETY: the kernel's own offset of the four bytes that the guest has sent.
                 let word = unsafe { run.add(data).cast::<u32>().read_volatile() };
                 assert_eq!(port, 0x10, "cpu {index}: a wrong word at guest address {word:x}");
                 passes.store(word, SeqCst);
