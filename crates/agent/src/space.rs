@@ -31,6 +31,8 @@ pub(crate) const SCRATCH: u64 = 2 << 20;
 const FORK_WITHIN_NS: u64 = 2_000_000_000;
 /// Pause between two looks at it.
 const FORK_PAUSE_NS: u64 = 50_000;
+/// How often pages are moved back that forks keep from moving.
+const THAW_TRIES: usize = 20;
 /// Pause between two tries at a busy gate.
 const PAUSE_NS: u64 = 500_000;
 
@@ -93,6 +95,24 @@ impl Space {
         while self.fork_is_pending() && sys::monotonic().saturating_sub(begun) < FORK_WITHIN_NS {
             sys::sleep_ns(FORK_PAUSE_NS);
         }
+    }
+
+    /// Puts pages back with no fork being dealt with. Said before it is looked for, as the reader of the events says that
+    /// it is at work before it looks whether pages are being put back: one of the two always sees the other.
+    fn begin_thaw(&self) {
+        let begun = sys::monotonic();
+        loop {
+            self.control.thawing.store(1, SeqCst);
+            if !self.fork_is_pending() || sys::monotonic().saturating_sub(begun) >= FORK_WITHIN_NS {
+                return;
+            }
+            self.end_thaw();
+            sys::sleep_ns(FORK_PAUSE_NS);
+        }
+    }
+
+    fn end_thaw(&self) {
+        self.control.thawing.store(0, SeqCst);
     }
 
     /// The kernel answers EAGAIN to every copy, before it looks at what is to be copied (here: nothing), while an event
@@ -367,10 +387,19 @@ impl AddressSpace for Space {
         let from = self.slot(kind, slot);
         let mut done = 0;
         // While a fork waits for its event to be read the kernel refuses to move or copy anything.
-        self.let_forks_pass();
+        self.begin_thaw();
         match kind {
             FreezeKind::Move => {
-                done = self.move_pages(pages.start, from, bytes(pages)).0;
+                for _ in 0..THAW_TRIES {
+                    let (moved, error) = self.move_pages(pages.start + done, from + done, bytes(pages) - done);
+                    done += moved;
+                    if done == bytes(pages) || error != errno::EAGAIN {
+                        break;
+                    }
+                    // A fork has begun since.
+                    self.end_thaw();
+                    self.begin_thaw();
+                }
             }
             FreezeKind::Remap => {
                 let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
@@ -395,6 +424,7 @@ impl AddressSpace for Space {
             }
             done += PAGE;
         }
+        self.end_thaw();
         if !whole {
             STATE.stop(stop::BROKEN);
         }

@@ -24,6 +24,9 @@ const LOOK_UP: Duration = Duration::from_millis(200);
 /// How long the end of the threads is waited for.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long a helper may take to put back what one batch has frozen.
+const THAW_WITHIN: Duration = Duration::from_millis(500);
+
 /// Name of the thread that answers reference checks, which runs with real-time priority.
 pub(crate) const CHECKER: &str = "pf-check";
 
@@ -140,17 +143,19 @@ fn read_events(attended: &Attended) {
 /// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
 ///
 /// What a child lacks are the pages that were frozen when it was made, with the content that they had then. From there on
-/// until the event is read nothing can be frozen, which the kernel sees to, and until this function is over nothing goes
-/// back or is thrown away, which the helper sees to: it waits for the event to be read and for the word that is set here
-/// before. So
+/// until the event is read nothing can be frozen by moving it, which the kernel sees to, and until this function is over
+/// nothing goes back or is thrown away, which the helper sees to: it waits for the event to be read and for the word that
+/// is set here before. So
 /// - what lies in the scratch area once the event is read is what the child lacks, and perhaps pages frozen since, which
 ///   it has;
-/// - what a helper was just putting back, having looked a moment before the fork, is looked for in its place, before the
-///   event is read: that lets the parent go on, which may write there at once;
-/// - what was looked at before there was an event counts for nothing. The parent may have written to its pages and have
-///   forked since.
+/// - what the helper was just putting back, having looked a moment before the fork, is in place by the time that it has
+///   been waited for here. It is looked for there before the event is read: that lets the parent go on, which may write
+///   to it at once;
+/// - what was looked at before there was an event counts for nothing: the parent may have written to its pages and have
+///   forked since. It is of no harm either, since nothing was put back since.
 pub(crate) fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
+    wait_for_thaw(&attended.control);
     let alive = loop {
         let in_place = if attended.uffd.event_is_pending() { frozen_pages(attended, true) } else { Vec::new() };
         match attended.uffd.read_event() {
@@ -168,6 +173,15 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
     };
     attended.control.filling.store(0, SeqCst);
     alive
+}
+
+/// Waits until the helper, which may have looked before it could see that children are being filled, has put back what it
+/// holds in its hands. A dead one never has, and one that lies harms its own forks only.
+fn wait_for_thaw(control: &Control) {
+    let deadline = Instant::now() + THAW_WITHIN;
+    while control.thawing.load(SeqCst) != 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_micros(20));
+    }
 }
 
 /// What the journal says is frozen, with its place; with `in_place` also what was so in this batch and is back.

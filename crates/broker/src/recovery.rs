@@ -78,6 +78,7 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         }
     }
     control.filling.store(0, SeqCst);
+    control.thawing.store(0, SeqCst);
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);
     let _ = futex_wake(&control.gate.writer, u32::MAX);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::process::helper_of;
 use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
 
@@ -139,21 +140,38 @@ fn delay(threads: &[i32], by: Duration) -> i32 {
     }
 }
 
-/// D4 again: what is given to a child is what was frozen when it was made. The reader of the events waits between any
-/// two of its steps here: what it learned before the fork is out of date.
-#[test]
-fn d4_raw_forks_and_a_reader_that_lags() {
+/// Runs a victim that forks past the gate; `who` chooses whom to hold up, of the readers of its events and its helper.
+fn with_delay(who: impl FnOnce(Vec<i32>, i32) -> Vec<i32>) {
     let stand = Stand::on_request();
     let others = threads("pf-events");
     let mut running = stand.start("few_raw_forks");
     running.expect_dense();
     let readers: Vec<i32> = threads("pf-events").into_iter().filter(|thread| !others.contains(thread)).collect();
     assert!(!readers.is_empty(), "nobody reads the events");
-    let tracer = delay(&readers, Duration::from_micros(300));
+    let tracer = delay(&who(readers, helper_of(running.pid())), Duration::from_micros(300));
     running.succeed();
     // SAFETY: ends the child of this test.
     unsafe { libc::kill(tracer, libc::SIGKILL) };
     stand.assert_merged(100);
+}
+
+/// D4 again: what is given to a child is what was frozen when it was made. The reader of the events waits between any
+/// two of its steps here: what it learned before the fork is out of date.
+#[test]
+fn d4_raw_forks_and_a_reader_that_lags() {
+    with_delay(|readers, _| readers);
+}
+
+/// D4 again: the helper waits between looking for forks and putting pages back, and a fork comes in between.
+#[test]
+fn d4_raw_forks_and_a_helper_that_lags() {
+    with_delay(|_, helper| vec![helper]);
+}
+
+/// Both of them.
+#[test]
+fn d4_raw_forks_and_everybody_lags() {
+    with_delay(|readers, helper| readers.into_iter().chain([helper]).collect());
 }
 
 /// A child in this memory, on this stack: it writes one word and ends, all without using the stack.

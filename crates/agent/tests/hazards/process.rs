@@ -157,7 +157,7 @@ fn d_8_the_helper_has_no_privileges() {
 }
 
 /// The helper that shares a process's memory.
-fn helper_of(program: i32) -> i32 {
+pub(crate) fn helper_of(program: i32) -> i32 {
     const KCMP_VM: i32 = 1;
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };

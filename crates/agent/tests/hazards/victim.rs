@@ -137,7 +137,8 @@ impl Region {
     /// Every byte of every page must be that of `first + i`.
     pub(crate) fn check_from(&self, first: u64) {
         for index in 0..self.pages {
-            assert!(self.holds(index, first + index as u64), "page {index}: {}", self.describe(index));
+            let seed = first + index as u64;
+            assert!(self.holds(index, seed), "page {index} should hold {seed}: {}", self.describe(index));
         }
     }
 
