@@ -32,8 +32,8 @@ use crate::sys::{advice, failed, nr, sys};
 const LOOK_UP_NS: u64 = 100_000_000;
 const PR_SET_NAME: u64 = 15;
 const RLIMIT_NOFILE: u64 = 7;
-/// How often a piece is tried that somebody else keeps changing.
-const ASK_TRIES: u32 = 5;
+/// For how long a piece is tried that somebody else holds or keeps changing: who asked waits, and hears an error else.
+const ASK_PATIENCE_NS: u64 = 200_000_000;
 
 /// What the thread that starts the helper tells it, and hears.
 pub(crate) struct Setup {
@@ -318,6 +318,7 @@ fn execute(space: &mut Space) -> u32 {
     }
     #[cfg(feature = "faults")]
     crate::faults::plan(0);
+    space.segments.close_views();
     order.state.store(plan::DONE, SeqCst);
     done
 }
@@ -350,7 +351,8 @@ fn give_back(space: &mut Space) -> bool {
     let control = space.control;
     let (start, end) = (control.ask.start.load(SeqCst), control.ask.end.load(SeqCst));
     space.check_mode = check_mode::BPF;
-    for _ in 0..ASK_TRIES {
+    let until = sys::monotonic().saturating_add(ASK_PATIENCE_NS);
+    loop {
         let mut at = start;
         while let Some(piece) = STATE.table.next_merged(at, end) {
             at = piece.end;
@@ -385,7 +387,9 @@ fn give_back(space: &mut Space) -> bool {
         // A page that was written just now is still in some CPU's batch for the LRU lists, which counts as a reference.
         // The collapse drains them all; its answer does not matter, and nothing is frozen.
         let _ = space.ask_collapse();
+        if sys::monotonic() > until {
+            return false;
+        }
         space.pause();
     }
-    false
 }

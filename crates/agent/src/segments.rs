@@ -135,6 +135,13 @@ impl Segments {
         *view = View { segment: place.segment, address, len };
         Some(address + offset)
     }
+
+    /// Unmaps what was mapped for comparing. It would count as the program's memory, in its own eyes and in the
+    /// broker's, which keeps what is mapped.
+    pub(crate) fn close_views(&mut self) {
+        self.views.iter_mut().for_each(unmap);
+        self.missed = None;
+    }
 }
 
 fn unmap(view: &mut View) {

@@ -65,7 +65,9 @@ impl Broker {
         let Some(member) = self.member(owner) else { return report };
         let Ok(pagemap) = Pagemap::open(member.helper) else { return report };
         if let Some(reason) = member.unfit {
-            report.refused.insert(reason.to_owned(), member.view.pages());
+            let pages = member.view.pages();
+            report.refused.insert(reason.to_owned(), pages);
+            self.totals.refused.add(reason, pages);
             return report;
         }
         let wanted: Vec<PageRange> = member
