@@ -18,7 +18,7 @@ use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX};
-use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, RegisterMode, run_plan};
+use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, run_plan};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
@@ -140,10 +140,10 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         thread_epoch: 0,
         barrier: false,
     };
-    // The scratch area is where pages are moved to, so it has to be registered like the place they come from.
-    if !move_pages || space.register(scratch, scratch + SCRATCH, RegisterMode::Missing).is_err() {
+    if !move_pages || !space.open_scratch() {
         return None;
     }
+    space.close_scratch();
     filter::drop_privileges().then_some((space, link))
 }
 
@@ -301,13 +301,18 @@ fn execute(space: &mut Space) -> u32 {
         Some(Entry { address: order.address.get(index)?.load(SeqCst), action })
     };
     let mut done = 0;
-    let report = |index: usize, outcome: Outcome| {
+    let mut report = |index: usize, outcome: Outcome| {
         if let Some(slot) = order.outcome.get(index) {
             slot.store(outcome as u32, SeqCst);
         }
         done += 1;
         order.done.store(done, SeqCst);
     };
+    if !space.open_scratch() {
+        (0..count).for_each(|index| report(index, Outcome::Budget));
+        order.state.store(plan::DONE, SeqCst);
+        return done;
+    }
     // A thread of the program that waits for its memory, or wants it back for good, goes first.
     let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED;
     #[cfg(feature = "faults")]
@@ -318,6 +323,7 @@ fn execute(space: &mut Space) -> u32 {
     }
     #[cfg(feature = "faults")]
     crate::faults::plan(0);
+    space.close_scratch();
     space.segments.close_views();
     order.state.store(plan::DONE, SeqCst);
     done

@@ -80,6 +80,32 @@ impl Space {
         base + slot as u64 * PAGE
     }
 
+    /// Makes the scratch area what pages are moved to: registered, like the place they come from, and empty. `false` if
+    /// there is no memory for that.
+    pub(crate) fn open_scratch(&mut self) -> bool {
+        if self.register(self.scratch, self.scratch + SCRATCH, RegisterMode::Missing).is_err() {
+            return false;
+        }
+        // Whoever reads all that a program has, a garbage collector or a debugger, has put pages there.
+        self.discard(self.scratch, SCRATCH);
+        true
+    }
+
+    /// Leaves the scratch area as memory like any other. Who touched it meanwhile has waited, and goes on: while it is
+    /// registered and nobody moves anything, he would wait for ever.
+    pub(crate) fn close_scratch(&mut self) {
+        self.unregister(self.scratch, self.scratch + SCRATCH);
+    }
+
+    fn discard(&self, start: u64, len: u64) {
+        // SAFETY: scratch pages whose content is in place, or equal to what is.
+        if unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED) } != 0 {
+            // After mlockall the plain advice is refused.
+            // SAFETY: as above.
+            unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED_LOCKED) };
+        }
+    }
+
     /// UFFDIO_MOVE; returns the bytes moved and the error that stopped it.
     fn move_pages(&self, dst: u64, src: u64, len: u64) -> (u64, i64) {
         let mut request = UffdioMove { dst, src, len, mode: 0, moved: 0 };
@@ -527,14 +553,7 @@ impl AddressSpace for Space {
         self.let_forks_pass();
         let (start, len) = (self.slot(kind, 0), slots as u64 * PAGE);
         match kind {
-            FreezeKind::Move => {
-                // SAFETY: scratch pages whose content is in place, or equal to what is.
-                if unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED) } != 0 {
-                    // After mlockall the plain advice is refused.
-                    // SAFETY: as above.
-                    unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED_LOCKED) };
-                }
-            }
+            FreezeKind::Move => self.discard(start, len),
             FreezeKind::Remap => {
                 let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
                 // SAFETY: reserves the agent's own scratch area anew.

@@ -1,4 +1,4 @@
-//! V4 to V9, C5, C6, D7: locked memory, limits, accounting, and properties that mappings keep.
+//! V5 to V7, V12, C5, C6, D7: locked memory, limits, accounting, and properties that mappings keep.
 
 use crate::stand::Stand;
 use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, page, tell};
@@ -15,7 +15,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("holes", holes),
     ("heap_chunk", heap_chunk),
     ("many_maps", many_maps),
-    ("memory_cgroup", memory_cgroup),
+    ("one_mapping_each", one_mapping_each),
 ];
 
 const PAGES: usize = 24;
@@ -165,7 +165,7 @@ fn v6_all_memory_is_locked() {
     stand.assert_merged(PAGES as u64);
 }
 
-fn set_limit(resource: libc::__rlimit_resource_t, value: u64) {
+pub(crate) fn set_limit(resource: libc::__rlimit_resource_t, value: u64) {
     let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: the kernel reads the limit.
     assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
@@ -399,66 +399,28 @@ fn v5_many_mappings() {
     stand.run("many_maps");
 }
 
-/// Near the limit of the memory cgroup that it was put into.
-fn memory_cgroup() {
-    let Some(folder) = std::env::var_os("CGROUP").map(std::path::PathBuf::from) else { return };
-    std::fs::write(folder.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-    // 40 MiB of 48, half of it twins of the other half, and a hole as large.
-    const HALF: usize = 5 << 10;
-    let (one, two) = (Region::map(2 * HALF), Region::map(2 * HALF));
-    one.part(0, HALF).fill_from(500);
-    two.part(0, HALF).fill_from(500);
-    reap_child();
+/// Each page of one region is a mapping of its own once it is merged: its neighbours lie elsewhere in the store.
+fn one_mapping_each() {
+    let (one, two) = (Region::map(SCATTERED), Region::map(SCATTERED));
+    one.fill_from(500);
+    (0..SCATTERED).for_each(|index| two.fill(index, 500 + (index * 7 % SCATTERED) as u64));
     one.mergeable();
     two.mergeable();
-    for _ in 0..10 {
-        merge_now();
-        if one.merged() > HALF / 2 {
-            break;
-        }
-    }
-    tell(&format!("{} of {HALF} merged", one.merged()));
-    one.part(0, HALF).check_from(500);
-    two.part(0, HALF).check_from(500);
-    assert_eq!(one.part(0, HALF).advise(libc::MADV_DONTNEED), 0);
-    one.part(0, HALF).check_zero();
+    merge_now();
+    assert!(one.merged() + 1 >= SCATTERED && two.merged() + 1 >= SCATTERED, "{} merged", two.merged());
+    let used = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    assert!(used > SCATTERED, "{used} mappings: the pages lie side by side");
 }
 
-/// A control group of the test's own, removed when its processes have ended.
-pub(crate) struct Cgroup(pub(crate) std::path::PathBuf);
+/// Pages of [`one_mapping_each`]; no multiple of 7.
+const SCATTERED: usize = 900;
 
-impl Cgroup {
-    /// `None` where this controller of cgroup v1 is not to be had.
-    pub(crate) fn make(controller: &str) -> Option<Self> {
-        let folder = format!("/sys/fs/cgroup/{controller}/pagefold-hazards-{}", std::process::id());
-        let made = std::fs::create_dir(&folder).is_ok();
-        if !made {
-            println!("skipped: the {controller} controller of cgroup v1");
-        }
-        made.then(|| Self(folder.into()))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = std::fs::write(self.0.join("freezer.state"), "THAWED");
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-    }
-}
-
-/// C6, H2: merging near the limit of a memory cgroup kills nobody.
+/// V5: a run between two that are merged already adds no mapping. The budget is counted again, not only added up: the
+/// sum of what each run could add is twice what they need here.
 #[test]
-fn c6_near_the_limit_of_a_cgroup() {
-    let Some(group) = Cgroup::make("memory") else { return };
-    std::fs::write(group.0.join("memory.limit_in_bytes"), (48 << 20).to_string()).unwrap();
-    let stand = Stand::on_request();
-    let mut command = stand.command("memory_cgroup");
-    command.env("CGROUP", &group.0);
-    let output = stand.start_command(command).succeed();
-    println!("{}", output.lines().rfind(|line| line.ends_with("merged")).unwrap_or_default());
+fn the_budget_of_mappings_is_counted_again() {
+    let settings = broker::Settings { vmas: SCATTERED as u64 + 300, ..broker::Settings::default() };
+    let stand = Stand::with(settings);
+    stand.run("one_mapping_each");
+    stand.assert_merged(2 * SCATTERED as u64 - 2);
 }

@@ -14,6 +14,9 @@ mod advices;
 mod forks;
 mod limits;
 mod mappings;
+mod outside;
+mod own;
+mod pressure;
 mod process;
 mod stand;
 mod stops;
@@ -30,6 +33,9 @@ const VICTIMS: &[&[Victim]] = &[
     forks::VICTIMS,
     limits::VICTIMS,
     mappings::VICTIMS,
+    outside::VICTIMS,
+    own::VICTIMS,
+    pressure::VICTIMS,
     process::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,

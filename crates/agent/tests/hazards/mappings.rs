@@ -1,4 +1,4 @@
-//! D1, D9, D-4, D6: mappings that other threads change while pages of them are merged.
+//! D1, D9, D-4, D6, V3: mappings that other threads change while pages of them are merged.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, merge_densely, merge_now, merge_pair, page, pid, tell};
 
 pub(crate) const VICTIMS: &[Victim] =
-    &[("churn", churn), ("one_page_goes", one_page_goes), ("heap", heap), ("at_once", at_once)];
+    &[("churn", churn), ("one_page_goes", one_page_goes), ("heap", heap), ("at_once", at_once), ("grows", grows)];
 
 const PAGES: usize = 48;
 const FIRST: u64 = 1000;
@@ -249,4 +249,42 @@ fn pages_written_a_moment_ago_are_merged_at_the_first_request() {
     let stand = Stand::on_request();
     stand.run("at_once");
     stand.assert_merged(160);
+}
+
+/// A mapping of which only the middle is handed over is moved and grown as a whole, again and again.
+fn grows() {
+    let twins = Region::map(PAGES);
+    twins.fill_from(FIRST);
+    twins.mergeable();
+    merge_densely();
+    let mut whole = Region::map(2 * PAGES);
+    whole.fill_from(FIRST - PAGES as u64 / 2);
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut times = 0;
+    let mut random = Random(0x6_0bad);
+    while Instant::now() < until {
+        whole.part(PAGES / 2, PAGES / 2 + PAGES).mergeable();
+        std::thread::sleep(Duration::from_micros(random.below(6000)));
+        let grown = Region { start: whole.start, pages: if times % 2 == 0 { 3 * PAGES } else { 2 * PAGES } };
+        // SAFETY: moves the victim's own memory.
+        let at = unsafe { libc::mremap(whole.pointer(0), whole.len(), grown.len(), libc::MREMAP_MAYMOVE) };
+        assert_ne!(at, libc::MAP_FAILED, "mremap: {}", std::io::Error::last_os_error());
+        whole = Region { start: at as usize, pages: grown.pages };
+        whole.part(0, 2 * PAGES).check_from(FIRST - PAGES as u64 / 2);
+        if whole.pages > 2 * PAGES {
+            whole.part(2 * PAGES, 3 * PAGES).check_zero();
+        }
+        times += 1;
+    }
+    twins.check_from(FIRST);
+    tell(&format!("{times} times"));
+}
+
+/// V3: registration cuts mappings in two for a moment; mremap of the whole never meets that.
+#[test]
+fn v3_a_mapping_grows_while_its_middle_is_merged() {
+    let stand = Stand::on_request();
+    let output = stand.run("grows");
+    println!("{}", output.lines().rfind(|line| line.ends_with("times")).unwrap_or_default());
+    stand.assert_merged(PAGES as u64);
 }

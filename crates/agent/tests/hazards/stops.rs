@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::Cgroup;
+use crate::pressure::Cgroup;
 use crate::stand::{Running, Stand, lives};
 use crate::victim::{Region, Victim, hear, merge_densely, merge_pair, tell};
 

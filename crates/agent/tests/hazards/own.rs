@@ -1,0 +1,199 @@
+//! D-1, D-2, D-11: what is the agent's own survives what the program does: its memory, its helper, its gate.
+
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use crate::process::helper_of;
+use crate::stand::Stand;
+use crate::victim::{Random, Region, Victim, hear, merge_densely, merge_pair, merged_pair, page, reap, tell};
+
+pub(crate) const VICTIMS: &[Victim] =
+    &[("vanishing_stacks", vanishing_stacks), ("everything", everything), ("killed_inside", killed_inside)];
+
+const PAGES: usize = 48;
+const FIRST: u64 = 800;
+
+/// Threads end and their stacks are unmapped, with robust lists on them that the helper has been told of.
+fn vanishing_stacks() {
+    extern "C" fn nothing(word: *mut libc::c_void) -> *mut libc::c_void {
+        word
+    }
+    let (one, two) = merged_pair(PAGES, FIRST);
+    tell("begins");
+    hear();
+    merge_densely();
+    let mut threads = 0_u64;
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        // glibc keeps 40 MiB of stacks for new threads: none of these.
+        // SAFETY: a thread that does nothing, joined at once.
+        unsafe {
+            let mut attributes = std::mem::zeroed();
+            libc::pthread_attr_init(&raw mut attributes);
+            assert_eq!(libc::pthread_attr_setstacksize(&raw mut attributes, 64 << 20), 0);
+            let mut thread = 0;
+            let made = libc::pthread_create(&raw mut thread, &raw const attributes, nothing, std::ptr::null_mut());
+            assert_eq!(made, 0);
+            assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
+        }
+        if threads.is_multiple_of(8) {
+            one.fill_from(FIRST + 1);
+            one.fill_from(FIRST);
+        }
+        threads += 1;
+    }
+    one.check_from(FIRST);
+    two.check_from(FIRST);
+    tell(&format!("{threads} threads"));
+    hear();
+}
+
+/// D-1: the helper never touches memory of the program that may vanish.
+#[test]
+fn d_1_the_helper_survives_what_vanishes() {
+    let stand = Stand::on_request();
+    let mut running = stand.start("vanishing_stacks");
+    running.expect("begins");
+    let helper = helper_of(running.pid());
+    running.say("go on");
+    // Answers to other requests come on the same line, so the victim asks for nothing from here on.
+    running.expect_dense();
+    let threads = loop {
+        let line = running.expect("");
+        if let Some(threads) = line.strip_suffix(" threads") {
+            break threads.to_owned();
+        }
+    };
+    assert_eq!(helper_of(running.pid()), helper, "another helper stands there");
+    println!("{threads} threads came and went");
+    running.say("enough");
+    running.succeed();
+    stand.assert_merged(PAGES as u64);
+}
+
+/// Every private writable mapping of this process.
+fn own_mappings() -> Vec<Region> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let regions = maps.lines().filter_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (from, to) = range.split_once('-')?;
+        let (from, to) = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
+        rest.starts_with("rw-p").then_some(Region { start: from, pages: (to - from) / page() })
+    });
+    regions.collect()
+}
+
+/// Hands over all that it has, the agent's memory among it, and goes on working.
+fn everything() {
+    let (one, two) = merged_pair(PAGES, FIRST);
+    let mappings = own_mappings();
+    let handed_over = mappings.iter().filter(|region| region.advise(libc::MADV_MERGEABLE) == 0).count();
+    // Nothing is frozen that has no twin.
+    let copies: Vec<(Region, Region)> =
+        mappings.into_iter().filter(|region| region.len() <= 4 << 20).map(|of| (of, Region::map(of.pages))).collect();
+    copies.iter().for_each(|(_, copy)| copy.mergeable());
+    merge_densely();
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut rounds = 0_u64;
+    while Instant::now() < until {
+        one.fill_from(FIRST + rounds % 7);
+        if rounds.is_multiple_of(20) {
+            for (of, copy) in &copies {
+                // SAFETY: both are this victim's, readable and writable; whoever writes meanwhile spoils a twin.
+                unsafe { std::ptr::copy_nonoverlapping(of.pointer(0).cast::<u8>(), copy.pointer(0).cast(), of.len()) };
+            }
+        }
+        let threads: Vec<_> = (0..3).map(|number| std::thread::spawn(move || format!("{number}"))).collect();
+        let said: String = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(said, "012");
+        let fresh = Region::map(4);
+        fresh.fill_from(FIRST);
+        fresh.mergeable();
+        fresh.check_from(FIRST);
+        fresh.unmap();
+        one.check_from(FIRST + rounds % 7);
+        rounds += 1;
+    }
+    two.check_from(FIRST);
+    one.fill_from(FIRST);
+    one.wait_merged(PAGES / 2);
+    tell(&format!("{handed_over} mappings handed over, {rounds} rounds"));
+}
+
+/// D-2: a program that hands over every mapping that it can find harms neither itself nor the agent.
+#[test]
+fn d_2_the_agents_own_memory_is_not_merged() {
+    let stand = Stand::on_request();
+    let output = stand.run("everything");
+    println!("{}", output.lines().rfind(|line| line.ends_with("rounds")).unwrap_or_default());
+    stand.assert_merged(PAGES as u64);
+    assert!(!stand.summary().refused.0.contains_key("stopped"), "merging stopped");
+}
+
+/// The child of a vfork that is killed in the middle of calls that go through the gate.
+static INSIDE: AtomicI32 = AtomicI32::new(0);
+static CALLS: AtomicU64 = AtomicU64::new(0);
+static TARGET: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn calls_for_ever(_: *mut libc::c_void) -> i32 {
+    // SAFETY: changes the protection of the victim's page, and nothing else.
+    unsafe {
+        let page_at = TARGET.load(SeqCst) as *mut libc::c_void;
+        INSIDE.store(libc::syscall(libc::SYS_getpid) as i32, SeqCst);
+        loop {
+            libc::mprotect(page_at, 4096, libc::PROT_READ);
+            libc::mprotect(page_at, 4096, libc::PROT_READ | libc::PROT_WRITE);
+            CALLS.fetch_add(1, SeqCst);
+        }
+    }
+}
+
+fn killed_inside() {
+    const ROUNDS: usize = 300;
+    static OVER: AtomicBool = AtomicBool::new(false);
+    let (target, stack) = (Region::map(4), Region::map(16));
+    // Calls on memory that was handed over go through the gate.
+    target.mergeable();
+    TARGET.store(target.start as u64, SeqCst);
+    let (one, two) = merged_pair(PAGES, FIRST);
+    let killer = std::thread::spawn(|| {
+        let mut random = Random(0x51_7e57);
+        while !OVER.load(SeqCst) {
+            let child = INSIDE.swap(0, SeqCst);
+            if child != 0 {
+                std::thread::sleep(Duration::from_micros(50 + random.below(900)));
+                // SAFETY: the child whose parent waits for it.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+        }
+    });
+    for _ in 0..ROUNDS {
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: a child on a stack of its own that only changes one page's protection; this thread waits.
+        let child = unsafe { libc::clone(calls_for_ever, stack.pointer(16), flags, std::ptr::null_mut()) };
+        assert!(child > 0, "{}", std::io::Error::last_os_error());
+        let mut status = 0;
+        // SAFETY: the kernel writes the status.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL, "{status:#x}");
+    }
+    OVER.store(true, SeqCst);
+    killer.join().unwrap();
+    // Whoever died inside holds nobody up: merging goes on, and so do calls.
+    let (three, four) = (Region::map(PAGES), Region::map(PAGES));
+    three.fill_from(FIRST + 300);
+    four.fill_from(FIRST + 300);
+    merge_pair(three, four);
+    reap(crate::victim::fork(|| one.check_from(FIRST)));
+    two.check_from(FIRST);
+    tell(&format!("{ROUNDS} children killed in {} calls", 2 * CALLS.load(SeqCst)));
+}
+
+/// D-11: a vfork child that is killed inside the gate keeps nobody out.
+#[test]
+fn d_11_children_are_killed_inside_the_gate() {
+    let stand = Stand::on_request();
+    let output = stand.run("killed_inside");
+    println!("{}", output.lines().rfind(|line| line.ends_with("calls")).unwrap_or_default());
+    stand.assert_merged(2 * PAGES as u64);
+}
