@@ -399,14 +399,20 @@ fn v5_many_mappings() {
     stand.run("many_maps");
 }
 
-/// Each page of one region is a mapping of its own once it is merged: its neighbours lie elsewhere in the store.
+/// Pages that are mappings of their own once they are merged, since their neighbours lie elsewhere in the store: every
+/// other page first, which cuts the rest to pieces, then those in between.
 fn one_mapping_each() {
     let (one, two) = (Region::map(SCATTERED), Region::map(SCATTERED));
-    one.fill_from(500);
-    (0..SCATTERED).for_each(|index| two.fill(index, 500 + (index * 7 % SCATTERED) as u64));
+    let seed = |index: usize| 500 + (index * 7 % SCATTERED) as u64;
     one.mergeable();
     two.mergeable();
-    merge_now();
+    for odd in [0, 1] {
+        (0..SCATTERED).filter(|index| seed(*index) % 2 == odd).for_each(|index| two.fill(index, seed(index)));
+        (0..SCATTERED)
+            .filter(|index| (500 + *index as u64) % 2 == odd)
+            .for_each(|index| one.fill(index, 500 + index as u64));
+        merge_now();
+    }
     assert!(one.merged() + 1 >= SCATTERED && two.merged() + 1 >= SCATTERED, "{} merged", two.merged());
     let used = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
     assert!(used > SCATTERED, "{used} mappings: the pages lie side by side");
@@ -419,7 +425,7 @@ const SCATTERED: usize = 900;
 /// sum of what each run could add is twice what they need here.
 #[test]
 fn the_budget_of_mappings_is_counted_again() {
-    let settings = broker::Settings { vmas: SCATTERED as u64 + 300, ..broker::Settings::default() };
+    let settings = broker::Settings { vmas: 2 * SCATTERED as u64 + 200, ..broker::Settings::default() };
     let stand = Stand::with(settings);
     stand.run("one_mapping_each");
     stand.assert_merged(2 * SCATTERED as u64 - 2);

@@ -22,9 +22,7 @@ impl Broker {
     /// only from its neighbours in the same plan, and nothing tells that mappings have become fewer: so the sum of what
     /// was planned is the most that there can be, and their number is looked up when that is too much.
     pub(super) fn order_postponed(&mut self) {
-        let idle = |owner: &u32| self.queues.get(owner).is_none_or(Queue::is_idle);
-        let owners: Vec<u32> = self.postponed.keys().copied().filter(idle).collect();
-        for owner in owners {
+        for owner in self.ready_postponed() {
             let items = self.postponed.remove(&owner).unwrap_or_default();
             let Some(member) = self.member(owner) else { continue };
             let Ok(vmas) = maps::count(member.helper) else { continue };
@@ -45,6 +43,12 @@ impl Broker {
             }
             self.totals.refused.add("budget", left.len() as u64);
         }
+    }
+
+    /// Members for whom something was postponed and whose helpers have nothing to do.
+    pub(super) fn ready_postponed(&self) -> Vec<u32> {
+        let idle = |owner: &u32| self.queues.get(owner).is_none_or(Queue::is_idle);
+        self.postponed.keys().copied().filter(idle).collect()
     }
 
     /// Returns what is left.

@@ -206,7 +206,11 @@ impl Broker {
                 busy && (!lags || whom == Some(member.index))
             };
             if !self.members.iter().any(|member| waited_for(&member)) {
-                return;
+                // Whatever was postponed is ordered or refused in the next round.
+                if self.ready_postponed().is_empty() {
+                    return;
+                }
+                continue;
             }
             let mut fds: Vec<PollFd<'_>> = self
                 .members
