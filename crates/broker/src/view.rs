@@ -1,7 +1,9 @@
 //! What the broker knows of a member's managed memory: its areas, their properties, the age of each page.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
 
+use abi::control::{Control, journal};
 use abi::mark::Keep;
 use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
@@ -168,11 +170,17 @@ impl Area {
 
     /// One cycle has passed: applies what was written in it. Registers the area first if it is not. Returns whether
     /// the pages could be watched.
-    pub(crate) fn watch(&mut self, uffd: &Uffd, pagemap: &Pagemap, regions: &mut Vec<Region>) -> bool {
+    pub(crate) fn watch(
+        &mut self,
+        uffd: &Uffd,
+        pagemap: &Pagemap,
+        control: &Control,
+        regions: &mut Vec<Region>,
+    ) -> bool {
         self.ages.tick();
         for _ in 0..2 {
             if !self.tracked {
-                if uffd.register(self.range, Mode::WP).is_err() {
+                if !track(uffd, control, self.range) {
                     return false;
                 }
                 self.tracked = true;
@@ -201,6 +209,17 @@ impl Area {
         }
         false
     }
+}
+
+/// Registers a range for the tracking of writes, unless a batch is on: its window lets everybody wait, and would not any
+/// more. Threads of the program can have batches run that the broker has not ordered.
+fn track(uffd: &Uffd, control: &Control, range: Range) -> bool {
+    // Said before it is looked for, see `journal_begin` of the agent: one of the two always sees the other.
+    control.tracking.store(1, SeqCst);
+    let idle = control.journal.state.load(SeqCst) == journal::IDLE;
+    let registered = idle && uffd.register(range, Mode::WP).is_ok();
+    control.tracking.store(0, SeqCst);
+    registered
 }
 
 /// Cuts ranges into areas. Also returns what of them is mapped to the store, and how many pages are unfit.
