@@ -293,6 +293,10 @@ impl<'a> Stage<'a> {
         for (victim, step) in victims.iter_mut().zip(steps) {
             victim.player.ask(&format!("arm {number} {step}"));
         }
+        if kind == Kind::Unmerge {
+            // Else whoever gets through to a frozen page's place would find the same bytes there, the store's.
+            victims.iter_mut().for_each(|victim| _ = victim.player.ask("diverge"));
+        }
         let order = match kind {
             Kind::Plain | Kind::Zero => begin,
             Kind::Diverged => "diverge",
