@@ -9,6 +9,7 @@
 pub mod cow;
 pub mod guest;
 pub mod merge;
+pub mod programs;
 pub mod report;
 pub mod sides;
 pub mod soak;
