@@ -232,6 +232,13 @@ impl Space {
         (result == 0 && query.vma_start <= address && address < query.vma_end).then_some(query)
     }
 
+    /// Empties slots for diverged pages, so that nothing but what is frozen comes there.
+    fn reserve(&self, start: u64, len: u64) {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+        // SAFETY: reserves a part of the agent's own scratch area anew.
+        let _ = unsafe { sys::mmap(start, len, PROT_NONE, flags, -1, 0) };
+    }
+
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
     fn prioritise(&self, on: bool) {
         const SCHED_OTHER: u64 = 0;
@@ -497,10 +504,17 @@ impl AddressSpace for Space {
             }
             FreezeKind::Remap => {
                 let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-                // SAFETY: moves the same pages back where they came from.
-                let result = unsafe { sys!(nr::MREMAP, from, bytes(pages), bytes(pages), flags, pages.start) };
-                if result as u64 == pages.start {
-                    done = bytes(pages);
+                // Neighbours that came from several mappings lie in several mappings here too. Before Linux 6.17 one
+                // call moves pages of one mapping only, and refuses others after it has unmapped their place already:
+                // whoever touches that is killed, and what is copied there is not what others hold references to.
+                while done < bytes(pages) {
+                    let Some(mapping) = self.mapping(from + done) else { break };
+                    let (to, len) = (pages.start + done, (mapping.vma_end - from).min(bytes(pages)) - done);
+                    // SAFETY: moves the same pages back where they came from.
+                    if unsafe { sys!(nr::MREMAP, from + done, len, len, flags, to) } as u64 != to {
+                        break;
+                    }
+                    done += len;
                 }
             }
         }
@@ -622,11 +636,7 @@ impl AddressSpace for Space {
         let (start, len) = (self.slot(kind, 0), slots as u64 * PAGE);
         match kind {
             FreezeKind::Move => self.discard(start, len),
-            FreezeKind::Remap => {
-                let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-                // SAFETY: reserves the agent's own scratch area anew.
-                let _ = unsafe { sys::mmap(start, len, PROT_NONE, flags, -1, 0) };
-            }
+            FreezeKind::Remap => self.reserve(start, len),
         }
     }
 
