@@ -313,10 +313,48 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     fn range(start: u64, pages: u64) -> Range {
         Range::from_pages(Vaddr(start), kernel::PageCount(pages)).unwrap()
+    }
+
+    /// What a mapping of this process is registered for.
+    fn registered(range: Range) -> Vec<[u8; 2]> {
+        let vmas = smaps::read(Pid::this()).unwrap();
+        let vma = vmas.iter().find(|vma| vma.vma.range.contains(range.start())).unwrap();
+        [*b"um", *b"uw", *b"ui"].into_iter().filter(|flag| vma.flags.contains(*flag)).collect()
+    }
+
+    #[test]
+    fn what_is_frozen_stays_registered_for_waiting() {
+        let features = kernel::UffdFeatures::WP_ASYNC;
+        let uffd =
+            Uffd::create(kernel::CreateFlags::empty()).or_else(|_| Uffd::create(kernel::CreateFlags::USER_MODE_ONLY));
+        let Some(uffd) = uffd.ok().filter(|uffd| uffd.api(features).is_ok()) else {
+            println!("skipped: userfaultfd with asynchronous write protection");
+            return;
+        };
+        let file = kernel::memfd::create("control", kernel::Bytes(size_of::<Control>().next_multiple_of(4096) as u64));
+        let file = file.unwrap();
+        kernel::memfd::seal_size(file.as_fd()).unwrap();
+        let control = kernel::SharedMap::<Control>::map(file.as_fd()).unwrap();
+        let memory = vec![1_u8; 4 << 20];
+        let start = Vaddr((memory.as_ptr() as u64).next_multiple_of(kernel::page_size()));
+        let window = range(start.get(), 16);
+        uffd.register(window, Mode::MISSING).unwrap();
+        for frozen in [journal::PLAIN, journal::DIVERGED] {
+            control.journal.state.store(frozen, SeqCst);
+            assert!(!track(&uffd, &control, window));
+            assert_eq!(registered(window), [*b"um"]);
+            assert_eq!(control.tracking.load(SeqCst), 0);
+        }
+        control.journal.state.store(journal::IDLE, SeqCst);
+        assert!(track(&uffd, &control, window));
+        assert_eq!(registered(window), [*b"uw"], "this is what must not happen to a window");
+        uffd.unregister(window).unwrap();
     }
 
     /// Memory of a process of its own: the views are made of real mappings.
