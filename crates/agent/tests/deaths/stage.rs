@@ -304,18 +304,16 @@ impl<'a> Stage<'a> {
         };
         victims.iter_mut().for_each(|victim| victim.player.send(order));
         let stopped = arrived(&victims);
-        if matches!(
-            death,
-            Death::Helper
-                | Death::HelperBroker
-                | Death::BrokerHelper
-                | Death::HelperGuardian
-                | Death::Broker
-                | Death::Guardian
-        ) {
-            // Somebody is left who reads the events of forks.
+        // Forks past the gate: with the broker alive from before the death on, else once it is dead. (Who is killed between
+        // reading a fork's event and filling its child takes the content with him.)
+        let fork = |victims: &mut [Victim]| {
             victims.iter_mut().for_each(|victim| victim.player.send("forks"));
             std::thread::sleep(Duration::from_millis(50));
+        };
+        let forks_before = matches!(death, Death::Helper | Death::HelperGuardian | Death::Guardian);
+        let forks_after = matches!(death, Death::HelperBroker | Death::BrokerHelper | Death::Broker);
+        if forks_before {
+            fork(&mut victims);
         }
         let helpers: Vec<Other> = victims.iter().map(|victim| victim.helper.clone()).collect();
         let all = |signal: Signal| helpers.iter().for_each(|helper| helper.kill(signal));
@@ -331,10 +329,11 @@ impl<'a> Stage<'a> {
             Death::HelperBroker => {
                 all(Signal::KILL);
                 Other::new(self.broker.pid()).kill(Signal::KILL);
+                fork(&mut victims);
             }
             Death::BrokerHelper => {
                 Other::new(self.broker.pid()).kill(Signal::KILL);
-                std::thread::sleep(Duration::from_millis(60));
+                fork(&mut victims);
                 all(Signal::KILL);
             }
             Death::HelperGuardian => {
@@ -349,7 +348,7 @@ impl<'a> Stage<'a> {
             }
             Death::Broker => {
                 Other::new(self.broker.pid()).kill(Signal::KILL);
-                std::thread::sleep(Duration::from_millis(60));
+                fork(&mut victims);
                 all(Signal::CONT);
             }
             Death::Guardian => {
@@ -363,6 +362,9 @@ impl<'a> Stage<'a> {
                 assert_eq!(victim.player.hear(), "done");
                 let answer = victim.player.ask("finish");
                 assert!(answer.starts_with("fine "), "step {step} of {kind:?}, {death:?}: {answer}");
+                let forks: Option<u64> = answer.rsplit(' ').next().and_then(|forks| forks.parse().ok());
+                let forking = forks_before || forks_after;
+                assert!(!forking || forks > Some(0), "step {step} of {kind:?}, {death:?}: nothing was forked");
                 assert!(victim.player.end().success());
             }),
             Some(order) => {

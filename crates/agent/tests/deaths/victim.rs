@@ -23,8 +23,12 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 static EXPECTED: Mutex<[u64; PAGES]> = Mutex::new([ZERO; PAGES]);
+/// The same for whoever must not wait for a reader that waits for a page.
+static FILLED: [AtomicU64; PAGES] = [const { AtomicU64::new(ZERO) }; PAGES];
 static OVER: AtomicBool = AtomicBool::new(false);
 static CHECKED: AtomicU64 = AtomicU64::new(0);
+static FORKING: AtomicBool = AtomicBool::new(false);
+static FORKS: AtomicU64 = AtomicU64::new(0);
 
 /// Pages that a thread writes with stores, and with read(2).
 const fn hot(page: usize) -> bool {
@@ -125,6 +129,7 @@ fn fill(memory: Memory, id: impl Fn(usize) -> u64) {
         }
         memory.fill(page, id);
         expected[page] = id;
+        FILLED[page].store(id, SeqCst);
     }
 }
 
@@ -194,20 +199,25 @@ fn raw_fork() -> i32 {
 /// Forks past the gate, again and again; every child has what its parent has.
 fn forker(memory: Memory) {
     while !OVER.load(SeqCst) {
-        let expected = EXPECTED.lock().unwrap();
+        if !FORKING.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         let child = raw_fork();
         if child == 0 {
-            (0..PAGES).filter(|page| cold(*page)).for_each(|page| memory.check(page, expected[page], "in a raw fork"));
+            for page in (0..PAGES).filter(|page| cold(*page)) {
+                memory.check(page, FILLED[page].load(SeqCst), "in a raw fork");
+            }
             // SAFETY: ends the child.
             unsafe { libc::_exit(0) };
         }
-        drop(expected);
         let mut status = 0;
         // SAFETY: the kernel writes the status.
         assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
         if status != 0 {
             std::process::abort();
         }
+        FORKS.fetch_add(1, SeqCst);
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -285,7 +295,8 @@ fn finish(memory: Memory, threads: Vec<std::thread::JoinHandle<()>>) {
 pub(crate) fn main() {
     let memory = Memory::new();
     assert_eq!(memory.advise(0, PAGES, libc::MADV_MERGEABLE), 0, "MERGEABLE");
-    let mut threads: Vec<_> = [reader as fn(Memory), writer, pipe_reader]
+    // No thread can be made while a helper stands still inside of the gate.
+    let mut threads: Vec<_> = [reader as fn(Memory), writer, pipe_reader, forker]
         .into_iter()
         .map(|run| std::thread::spawn(move || run(memory)))
         .collect();
@@ -303,7 +314,7 @@ pub(crate) fn main() {
                 _ => 1000 + (page as u64 + 1) % HALF as u64,
             }),
             "forks" => {
-                threads.push(std::thread::spawn(move || forker(memory)));
+                FORKING.store(true, SeqCst);
                 continue;
             }
             "unmerge" => {
@@ -319,7 +330,7 @@ pub(crate) fn main() {
             }
             "finish" => {
                 finish(memory, std::mem::take(&mut threads));
-                say(&format!("fine {} {}", steps(), CHECKED.load(SeqCst)));
+                say(&format!("fine {} {} {}", steps(), CHECKED.load(SeqCst), FORKS.load(SeqCst)));
                 continue;
             }
             "exit" => std::process::exit(42),
