@@ -5,8 +5,8 @@
 //! the memory in one state and the marks in another.
 //!
 //! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
-//! their place (the advice would uncover the store's content), before mremap and WIPEONFORK they get their own copies
-//! back, and the properties that /proc does not show are written down as they change.
+//! their place (the advice would uncover the store's content), before mremap, WIPEONFORK and a protection key they get
+//! their own copies back, and the properties that /proc does not show are written down as they change.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -74,6 +74,8 @@ fn handle(call: &Registers) -> i64 {
             replaced(call, given)
         }
         nr::MUNMAP | nr::REMAP_FILE_PAGES => replaced(call, given),
+        // A mapping that is made anew has no key, and a mark has no room for one.
+        nr::PKEY_MPROTECT if !matches!(call.r10 as i32, -1 | 0) => on_plain(call, given, errno::ENOMEM),
         nr::MPROTECT | nr::PKEY_MPROTECT => {
             changed(call, given, |keep| keep.with((call.rdx & u64::from(Keep::PROT)) as u8, Keep::PROT))
         }
