@@ -5,6 +5,7 @@ use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, p
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("properties", properties),
+    ("half_way", half_way),
     ("no_reserve", no_reserve),
     ("locked", locked),
     ("all_locked", all_locked),
@@ -75,6 +76,61 @@ fn properties() {
 fn properties_are_kept() {
     let stand = Stand::on_request();
     stand.run("properties");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// The protection of the mapping at an address, as maps shows it.
+fn protection_at(address: usize) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let inside = |line: &&str| {
+        let (from, to) = line.split(' ').next().and_then(|range| range.split_once('-')).expect("a line of maps");
+        let number = |text| usize::from_str_radix(text, 16).expect("an address");
+        (number(from)..number(to)).contains(&address)
+    };
+    maps.lines().find(inside).and_then(|line| line.split(' ').nth(1)).unwrap_or_default().to_owned()
+}
+
+/// Calls that fail at a hole have changed what lies before it, and some of them what lies behind it too.
+fn half_way() {
+    let (one, two) = merged_pair(PAGES, 50);
+    let has = |index: usize, flag: &str| flags_at(one.address(index)).split(' ').any(|word| word == flag);
+    one.part(12, 13).unmap();
+    assert_eq!(one.advise(libc::MADV_DONTFORK), libc::ENOMEM);
+    assert_eq!(one.advise(libc::MADV_DONTDUMP), libc::ENOMEM);
+    for (from, to) in [(2, 4), (14, 16)] {
+        assert_eq!(one.part(from, to).advise(libc::MADV_DONTNEED), 0);
+        assert_eq!(one.part(from + 3, to + 3).advise(libc::MADV_UNMERGEABLE), 0);
+    }
+    for index in [3, 6, 9, 15, 18, 21] {
+        assert!(has(index, "dc") && has(index, "dd"), "page {index}: {}", flags_at(one.address(index)));
+    }
+    assert_eq!(one.advise(libc::MADV_DOFORK), libc::ENOMEM);
+    assert_eq!(one.advise(libc::MADV_DODUMP), libc::ENOMEM);
+    for (from, to) in [(7, 9), (19, 21)] {
+        assert_eq!(one.part(from, to).advise(libc::MADV_DONTNEED), 0);
+        assert!(!has(from, "dc") && !has(from, "dd"), "page {from}: {}", flags_at(one.address(from)));
+    }
+    two.part(12, 13).unmap();
+    assert_eq!(two.protect(libc::PROT_READ), libc::ENOMEM);
+    assert_eq!(two.part(2, 4).advise(libc::MADV_DONTNEED), 0);
+    assert_eq!(two.part(14, 16).advise(libc::MADV_DONTNEED), 0);
+    assert_eq!(two.part(5, 7).advise(libc::MADV_UNMERGEABLE), 0);
+    for index in [3, 6, 9] {
+        assert_eq!(protection_at(two.address(index)), "r--p", "page {index}");
+    }
+    for index in [15, 20] {
+        assert_eq!(protection_at(two.address(index)), "rw-p", "page {index}");
+    }
+    two.part(2, 4).check_zero();
+    two.part(4, 12).check_from(54);
+    two.part(16, PAGES).check_from(66);
+}
+
+/// V7: what calls have changed that fail half-way is kept like what others have.
+#[test]
+fn v7_calls_that_fail_half_way() {
+    let stand = Stand::on_request();
+    stand.run("half_way");
     stand.assert_merged(PAGES as u64);
 }
 
