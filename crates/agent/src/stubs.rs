@@ -162,6 +162,7 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
     if let Some(control) = STATE.control() {
         gate::Reader::enter(control).keep();
         control.forks.fetch_add(1, SeqCst);
+        control.thread_epoch.fetch_add(1, SeqCst);
     }
     if !STATE.table.is_empty() {
         STATE.table.lock().keep();

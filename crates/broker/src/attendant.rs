@@ -161,6 +161,8 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
         match attended.uffd.read_event() {
             Ok(Some(Event::Fork { uffd })) => {
                 attended.control.forks.fetch_add(1, SeqCst);
+                // What was counted before a fork does not hold after it.
+                attended.control.thread_epoch.fetch_add(1, SeqCst);
                 // The child waits at its holes until its descriptor is closed. What comes first counts.
                 for (place, content) in frozen_pages(attended, false).iter().chain(&in_place) {
                     let _ = copy(&uffd, *place, content);
