@@ -104,8 +104,7 @@ pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
 /// Runs `inside` as a reader of the gate, with the table locked and signals blocked.
 pub(crate) fn gated<R>(inside: impl FnOnce(&Locked<'_>) -> R) -> R {
     let mask = sys::block_signals();
-    let reader = STATE.enter();
-    let locked = STATE.table.lock();
+    let (reader, locked) = STATE.enter();
     let result = inside(&locked);
     drop(locked);
     drop(reader);
