@@ -12,7 +12,7 @@ use abi::place::{Action, Outcome};
 use abi::wire::Message;
 use kernel::refcheck::{BpfCheck, Holders, holders};
 use kernel::sched::{Limit, Policy, Resource, limit, set_limit, set_policy};
-use kernel::{Range, Vaddr, task};
+use kernel::{Pid, ProcError, Range, Vaddr, task};
 use page::{Fingerprint, Place, SegmentId};
 use store::{HandOut, Partition};
 
@@ -345,19 +345,29 @@ fn look_at_threads(member: &Member) -> u32 {
     let control = member.control();
     let epoch = control.thread_epoch.load(SeqCst);
     let heads = &control.heads;
-    let mut count = 0;
-    for tid in task::threads(member.pid).unwrap_or_default() {
-        if let Ok(Some(head)) = task::robust_list(tid) {
-            match heads.address.get(count) {
-                Some(slot) => slot.store(head.get(), SeqCst),
-                // More threads than can be told: an epoch that is never right keeps the helper from merging.
-                None => return epoch.wrapping_sub(1),
-            }
-            count += 1;
+    match robust_lists(task::threads(member.pid), task::robust_list) {
+        Some(found) if found.len() <= heads.address.len() => {
+            heads.address.iter().zip(&found).for_each(|(slot, head)| slot.store(head.get(), SeqCst));
+            heads.count.store(found.len() as u32, SeqCst);
+            epoch
         }
+        // More than can be told, or not all of them are known: an epoch that is never right keeps the helper from
+        // merging.
+        _ => epoch.wrapping_sub(1),
     }
-    heads.count.store(count as u32, SeqCst);
-    epoch
+}
+
+/// The robust lists of those threads that have not ended; `None` if one of them did not come to be known.
+fn robust_lists(
+    threads: Result<Vec<Pid>, ProcError>,
+    list: impl Fn(Pid) -> Result<Option<Vaddr>, ProcError>,
+) -> Option<Vec<Vaddr>> {
+    let known = |looked: Result<Option<Vaddr>, ProcError>| match looked {
+        Err(error) if error.is_gone() => Ok(None),
+        looked => looked,
+    };
+    let lists: Result<Vec<_>, _> = threads.ok()?.into_iter().map(|tid| known(list(tid))).collect();
+    Some(lists.ok()?.into_iter().flatten().collect())
 }
 
 /// The helper maps in the program's memory: beyond the program's own limit, every mapping call of the program would fail.
@@ -384,5 +394,29 @@ fn lower(member: &Member) {
         let none = Limit { soft: Some(0), hard: Some(0) };
         let _ = set_limit(member.helper, Resource::RtPriority, none);
         let _ = set_policy(member.helper, Policy::Other);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// The answers of the kernel about three threads, the second of which is asked about by `second`.
+    fn lists(second: impl Fn() -> Result<Option<Vaddr>, ProcError>) -> Option<Vec<Vaddr>> {
+        robust_lists(Ok(vec![Pid(1), Pid(2), Pid(3)]), |tid| match tid {
+            Pid(1) => Ok(Some(Vaddr(0x1000))),
+            Pid(2) => second(),
+            _ => Ok(None),
+        })
+    }
+
+    #[test]
+    fn a_thread_whose_robust_list_is_not_known_stops_the_plan() {
+        assert_eq!(lists(|| Ok(Some(Vaddr(0x2000)))), Some(vec![Vaddr(0x1000), Vaddr(0x2000)]));
+        assert_eq!(lists(|| Ok(None)), Some(vec![Vaddr(0x1000)]));
+        assert_eq!(lists(|| Err(ProcError::Gone { pid: Pid(2) })), Some(vec![Vaddr(0x1000)]), "it has ended");
+        assert_eq!(lists(|| Err(ProcError::Denied { pid: Pid(2), file: "robust list" })), None);
+        assert_eq!(robust_lists(Err(ProcError::Denied { pid: Pid(1), file: "task" }), |_| Ok(None)), None);
     }
 }
