@@ -13,7 +13,7 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
@@ -275,6 +275,9 @@ pub struct Control {
     /// 1 while the helper puts frozen pages back, having seen that no fork is being dealt with. One that begins just
     /// then is not dealt with before this is over: its child gets what the parent's places hold.
     pub thawing: AtomicU32,
+    /// 1 while the broker registers memory for the tracking of writes. That takes the waiting off a window that is
+    /// registered for a batch, so a batch does not begin meanwhile, and the broker does not do it during one.
+    pub tracking: AtomicU32,
 }
 
 impl core::fmt::Debug for Control {

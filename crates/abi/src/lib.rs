@@ -21,5 +21,8 @@ pub mod wire;
 /// thread that runs into it waits for tens of microseconds.
 pub const BATCH_MAX: usize = 64;
 
+/// Bytes of the scratch area for plain pages: one huge page, for the collapse oracle.
+pub const SCRATCH: u64 = 2 << 20;
+
 /// The most entries of one plan, i.e. of one order from the broker to a helper.
 pub const PLAN_MAX: usize = 4096;

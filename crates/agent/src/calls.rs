@@ -241,7 +241,7 @@ fn mlockall(call: &Registers) -> i64 {
             // Locking populates whatever can be accessed. In the scratch area, which is registered, it would wait for
             // ever; and plain pages are not moved there any more.
             // SAFETY: the agent's own memory, empty outside of batches.
-            unsafe { sys!(nr::MPROTECT, control.scratch.load(SeqCst), crate::space::SCRATCH, sys::PROT_NONE) };
+            unsafe { sys!(nr::MPROTECT, control.scratch.load(SeqCst), abi::SCRATCH, sys::PROT_NONE) };
         }
         call.raw()
     })

@@ -17,13 +17,13 @@ use abi::control::{self, Control, ask, check_mode, plan, plan_flags};
 use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::{Message, Token};
-use abi::{BATCH_MAX, PLAN_MAX};
+use abi::{BATCH_MAX, PLAN_MAX, SCRATCH};
 use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, run_plan};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
 use crate::segments::Segments;
-use crate::space::{SCRATCH, Space};
+use crate::space::Space;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_NONE, PROT_READ, PROT_WRITE};
 use crate::sys::{advice, failed, nr, sys};
@@ -128,6 +128,8 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         control,
         pid,
         uffd: uffd.ok()?,
+        link: link.descriptor(),
+        diverged_scratch_lost: false,
         pagemap,
         maps,
         scratch,

@@ -73,6 +73,11 @@ impl Link {
         (result == 0).then_some(Self { fd: fd as i32 })
     }
 
+    /// The socket's number, for [`hung_up`].
+    pub(crate) const fn descriptor(&self) -> i32 {
+        self.fd
+    }
+
     /// Sends a message; `false` if the broker is gone.
     pub(crate) fn send(&self, message: Message, descriptor: Option<i32>) -> bool {
         let mut packet = message.encode();
@@ -129,6 +134,27 @@ impl Link {
             }
         }
     }
+}
+
+/// True if nobody has the other end of a socket any more. What has come in stays there.
+pub(crate) fn hung_up(fd: i32) -> bool {
+    const MSG_PEEK: u64 = 2;
+    let mut byte = 0_u8;
+    let iov = [(&raw mut byte) as u64, 1];
+    let mut header = Header {
+        name: 0,
+        name_len: 0,
+        pad: 0,
+        iov: iov.as_ptr() as u64,
+        iov_len: 1,
+        control: 0,
+        control_len: 0,
+        flags: 0,
+        pad2: 0,
+    };
+    // SAFETY: the kernel writes one byte, and descriptors nowhere.
+    let got = unsafe { sys!(nr::RECVMSG, fd as u64, (&raw mut header) as u64, MSG_PEEK | MSG_DONTWAIT) };
+    got == 0 || (got < 0 && got != -errno::EAGAIN && got != -errno::EINTR)
 }
 
 /// Closes one of the helper's descriptors.

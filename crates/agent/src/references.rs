@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use abi::BATCH_MAX;
 use abi::control::check;
+use abi::{BATCH_MAX, SCRATCH};
 use merge::{Checked, FreezeKind};
 
 use crate::filter;
-use crate::space::{SCRATCH, Space};
+use crate::space::Space;
 use crate::sys::{self, advice, errno, nr, sys};
 
 /// How long the broker may take to answer a reference check while pages are frozen.

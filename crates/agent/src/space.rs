@@ -13,7 +13,7 @@ use abi::uapi::{
     UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UffdioCopy, UffdioMove,
     UffdioRange, UffdioRegister,
 };
-use abi::{BATCH_MAX, frozen};
+use abi::{BATCH_MAX, SCRATCH, frozen};
 use merge::{
     AddressSpace, Checked, Failure, FreezeKind, Frozen, PageState, Pages, RegisterMode, Slot, Unsettled, Vma, VmaKind,
 };
@@ -21,16 +21,19 @@ use merge::{
 use crate::calls::apply;
 use crate::segments::Segments;
 use crate::state::STATE;
-use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP, MREMAP_FIXED};
-use crate::sys::{MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys};
-use crate::{gate, threads};
+use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP};
+use crate::sys::{
+    MREMAP_FIXED, MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys,
+};
+use crate::{gate, link, threads};
 
-/// The scratch area for plain pages: one huge page, for the collapse oracle.
-pub(crate) const SCRATCH: u64 = 2 << 20;
-/// How long a fork's event may stay unread. Longer only if nobody reads it who should.
+/// How long a fork's event may stay unread once the broker is gone: the guardian reads it at once.
 const FORK_WITHIN_NS: u64 = 2_000_000_000;
 /// Pause between two looks at it.
 const FORK_PAUSE_NS: u64 = 50_000;
+/// How long the broker may take to register memory for tracking. A broker that is stopped meanwhile has all the time in
+/// the world, and nothing is merged for so long.
+const TRACKING_WITHIN_NS: u64 = 20_000_000;
 /// How often pages are moved back that forks keep from moving.
 const THAW_TRIES: usize = 20;
 /// Pause between two tries at a busy gate.
@@ -41,6 +44,10 @@ pub(crate) struct Space {
     pub(crate) control: &'static Control,
     pub(crate) pid: u32,
     pub(crate) uffd: i32,
+    /// The socket to the broker.
+    pub(crate) link: i32,
+    /// A reservation of the scratch area for pages of store mappings was lost: nothing is moved there any more.
+    pub(crate) diverged_scratch_lost: bool,
     pub(crate) pagemap: i32,
     pub(crate) maps: i32,
     pub(crate) scratch: u64,
@@ -57,6 +64,26 @@ pub(crate) struct Space {
     pub(crate) counts: Option<i32>,
     /// Run batches with real-time priority: whoever is preempted with pages in its hands makes others wait for long.
     pub(crate) raise: bool,
+}
+
+/// Patience with whoever is to read a fork's event. While the broker is there it is without end, since the child would
+/// read zeros, and a broker that is stopped or swapped out comes back.
+struct Patience {
+    since: u64,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: sys::monotonic() }
+    }
+
+    fn goes_on(&mut self, broker: i32) -> bool {
+        let now = sys::monotonic();
+        if !link::hung_up(broker) {
+            self.since = now;
+        }
+        now.saturating_sub(self.since) < FORK_WITHIN_NS
+    }
 }
 
 impl Space {
@@ -106,6 +133,32 @@ impl Space {
         }
     }
 
+    /// The kernel unmaps the target of a move before it looks at limits (RLIMIT_DATA, RLIMIT_AS, overcommit): a move that
+    /// fails leaves a hole in the reservation, into which the program's next mmap may go. If it was quicker than this the
+    /// place is the program's, and is never moved to again.
+    fn reserve_again(&mut self, target: u64, len: u64) {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
+        // SAFETY: takes no place that anybody has.
+        let reserved = unsafe { sys::mmap(target, len, PROT_NONE, flags, -1, 0) };
+        if reserved != Ok(target) {
+            self.diverged_scratch_lost = !self.is_reserved(target, target + len);
+        }
+    }
+
+    /// True if all of a range still is the reservation that was made at the start.
+    fn is_reserved(&mut self, start: u64, end: u64) -> bool {
+        const ACCESSIBLE: u64 = 7;
+        let mut at = start;
+        while at < end {
+            let untouched = |mapping: &ProcmapQuery| mapping.inode == 0 && mapping.vma_flags & ACCESSIBLE == 0;
+            match self.mapping(at).filter(untouched) {
+                Some(mapping) => at = mapping.vma_end,
+                None => return false,
+            }
+        }
+        true
+    }
+
     /// UFFDIO_MOVE; returns the bytes moved and the error that stopped it.
     fn move_pages(&self, dst: u64, src: u64, len: u64) -> (u64, i64) {
         let mut request = UffdioMove { dst, src, len, mode: 0, moved: 0 };
@@ -117,8 +170,8 @@ impl Space {
     /// Waits while a fork that the gate did not see is being dealt with: its child gets what the journal says is frozen,
     /// so the journal must not change before.
     fn let_forks_pass(&self) {
-        let begun = sys::monotonic();
-        while self.fork_is_pending() && sys::monotonic().saturating_sub(begun) < FORK_WITHIN_NS {
+        let mut patience = Patience::new();
+        while self.fork_is_pending() && patience.goes_on(self.link) {
             sys::sleep_ns(FORK_PAUSE_NS);
         }
     }
@@ -126,10 +179,10 @@ impl Space {
     /// Puts pages back with no fork being dealt with. Said before it is looked for, as the reader of the events says that
     /// it is at work before it looks whether pages are being put back: one of the two always sees the other.
     fn begin_thaw(&self) {
-        let begun = sys::monotonic();
+        let mut patience = Patience::new();
         loop {
             self.control.thawing.store(1, SeqCst);
-            if !self.fork_is_pending() || sys::monotonic().saturating_sub(begun) >= FORK_WITHIN_NS {
+            if !self.fork_is_pending() || !patience.goes_on(self.link) {
                 return;
             }
             self.end_thaw();
@@ -177,6 +230,13 @@ impl Space {
             ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: address, ..ProcmapQuery::default() };
         let result = self.ioctl(self.maps, PROCMAP_QUERY, (&raw mut query) as u64);
         (result == 0 && query.vma_start <= address && address < query.vma_end).then_some(query)
+    }
+
+    /// Empties slots for diverged pages, so that nothing but what is frozen comes there.
+    fn reserve(&self, start: u64, len: u64) {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+        // SAFETY: reserves a part of the agent's own scratch area anew.
+        let _ = unsafe { sys::mmap(start, len, PROT_NONE, flags, -1, 0) };
     }
 
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
@@ -363,7 +423,7 @@ impl AddressSpace for Space {
         journal.count.store((slot + pages.count).min(BATCH_MAX) as u32, SeqCst);
     }
 
-    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) {
+    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) -> bool {
         #[cfg(feature = "faults")]
         crate::faults::step();
         let journal = &self.control.journal;
@@ -377,6 +437,17 @@ impl AddressSpace for Space {
             },
             SeqCst,
         );
+        // Said before it is looked for, as the broker says that it registers memory before it looks whether a batch has
+        // begun: one of the two always sees the other.
+        let begun = sys::monotonic();
+        while self.control.tracking.load(SeqCst) != 0 {
+            if sys::monotonic().saturating_sub(begun) > TRACKING_WITHIN_NS {
+                journal.state.store(journal::IDLE, SeqCst);
+                return false;
+            }
+            sys::sleep_ns(FORK_PAUSE_NS);
+        }
+        true
     }
 
     fn journal_end(&mut self) {
@@ -397,12 +468,16 @@ impl AddressSpace for Space {
                 Frozen { moved, failure }
             }
             FreezeKind::Remap => {
+                if self.diverged_scratch_lost {
+                    return Frozen { moved: 0, failure: Some(Failure::Limit) };
+                }
                 let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
                 // SAFETY: moves pages of a registered private mapping to the scratch area, which the agent reserved.
                 let result = unsafe { sys!(nr::MREMAP, pages.start, bytes(pages), bytes(pages), flags, target) };
                 if result as u64 == target {
                     Frozen { moved: pages.count, failure: None }
                 } else {
+                    self.reserve_again(target, bytes(pages));
                     Frozen { moved: 0, failure: Some(failure(-result)) }
                 }
             }
@@ -429,10 +504,17 @@ impl AddressSpace for Space {
             }
             FreezeKind::Remap => {
                 let flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
-                // SAFETY: moves the same pages back where they came from.
-                let result = unsafe { sys!(nr::MREMAP, from, bytes(pages), bytes(pages), flags, pages.start) };
-                if result as u64 == pages.start {
-                    done = bytes(pages);
+                // Neighbours that came from several mappings lie in several mappings here too. Before Linux 6.17 one
+                // call moves pages of one mapping only, and refuses others after it has unmapped their place already:
+                // whoever touches that is killed, and what is copied there is not what others hold references to.
+                while done < bytes(pages) {
+                    let Some(mapping) = self.mapping(from + done) else { break };
+                    let (to, len) = (pages.start + done, (mapping.vma_end - from).min(bytes(pages)) - done);
+                    // SAFETY: moves the same pages back where they came from.
+                    if unsafe { sys!(nr::MREMAP, from + done, len, len, flags, to) } as u64 != to {
+                        break;
+                    }
+                    done += len;
                 }
             }
         }
@@ -554,11 +636,7 @@ impl AddressSpace for Space {
         let (start, len) = (self.slot(kind, 0), slots as u64 * PAGE);
         match kind {
             FreezeKind::Move => self.discard(start, len),
-            FreezeKind::Remap => {
-                let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-                // SAFETY: reserves the agent's own scratch area anew.
-                let _ = unsafe { sys::mmap(start, len, PROT_NONE, flags, -1, 0) };
-            }
+            FreezeKind::Remap => self.reserve(start, len),
         }
     }
 

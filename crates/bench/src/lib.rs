@@ -2,13 +2,16 @@
 //!
 //! * [`report`] is the document that every scenario prints;
 //! * [`guest`] starts guests with kernels of their own, for scenarios and for tests;
+//! * [`inside`] is what tests run on other kernels, in such guests;
 //! * [`vm`] is the scenario of guests that hold the same files;
 //! * [`merge`], [`cow`] and [`stall`] are those of merging itself, on [`workers`], by both [`sides`].
 #![forbid(unsafe_code)]
 
 pub mod cow;
 pub mod guest;
+pub mod inside;
 pub mod merge;
+pub mod programs;
 pub mod report;
 pub mod sides;
 pub mod soak;

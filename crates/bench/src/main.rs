@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use bench::cow::CowCommand;
 use bench::guest::GuestCommand;
+use bench::inside::InsideCommand;
 use bench::merge::MergeCommand;
 use bench::sides::{GuardianCommand, KsmGuardianCommand};
 use bench::soak::SoakArgs;
@@ -37,6 +38,8 @@ enum Scenario {
     Stall(StallCommand),
     /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
     Soak(SoakArgs),
+    #[command(subcommand, hide = true)]
+    Inside(InsideCommand),
     #[command(hide = true)]
     Worker(WorkerCommand),
     #[command(hide = true)]
@@ -56,6 +59,7 @@ impl Scenario {
             Self::Cow(command) => command.run(),
             Self::Stall(command) => command.run(),
             Self::Soak(args) => args.command(),
+            Self::Inside(command) => command.run(),
             Self::Worker(command) => command.run(),
             Self::Spin(command) => command.run(),
             Self::Guardian(command) => command.run(),

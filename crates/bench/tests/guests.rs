@@ -1,32 +1,17 @@
 //! Guests that really boot.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod kernels;
+
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use bench::guest::{DISK, Fleet, GuestFile, GuestOptions, Kernel, check_initramfs, run_inside};
+use bench::guest::{DISK, Fleet, GuestFile, GuestOptions, check_initramfs, run_inside};
+use kernels::kernel;
 
 const MINUTES: Duration = Duration::from_secs(60);
-
-/// A kernel of a series, if this machine can boot one.
-fn kernel(series: &str) -> Option<Kernel> {
-    for (program, argument) in [("qemu-system-x86_64", "--version"), ("busybox", "true"), ("xz", "--version")] {
-        if !Command::new(program).arg(argument).output().is_ok_and(|output| output.status.success()) {
-            println!("skipped: no {program}");
-            return None;
-        }
-    }
-    match Kernel::of_series(series) {
-        Ok(kernel) => Some(kernel),
-        Err(error) => {
-            println!("skipped: {error:#}");
-            None
-        }
-    }
-}
 
 #[test]
 fn a_program_runs_on_other_kernels() {

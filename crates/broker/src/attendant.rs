@@ -13,11 +13,12 @@ use abi::control::{Control, check, journal};
 use kernel::refcheck::BpfCheck;
 use kernel::sched::{Policy, set_policy};
 use kernel::{
-    Event, MemoryFile, Pagemap, PagemapEntry, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, page_size, pidfd,
+    CopyOutcome, Event, MemoryFile, Pagemap, PagemapEntry, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake,
+    page_size, pidfd,
 };
 
 use crate::error::BrokerError;
-use crate::recovery::{Grounds, copy};
+use crate::recovery::Grounds;
 
 /// How long an attendant sleeps before it looks whether it is still needed.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -126,7 +127,8 @@ fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: 
     }
 }
 
-fn read_events(attended: &Attended) {
+/// Reads the events of a member's forks until it is over.
+pub(crate) fn read_events(attended: &Attended) {
     use std::os::fd::AsFd;
     while !attended.over.load(SeqCst) {
         match pidfd::poll_in(attended.uffd.as_fd(), Some(LOOK_UP)) {
@@ -140,33 +142,36 @@ fn read_events(attended: &Attended) {
     }
 }
 
+/// Generations of children that are followed while they fork faster than they can be filled.
+const GENERATIONS: usize = 8;
+/// How often a page is tried while a child's mappings change.
+const FILL_TRIES: usize = 1000;
+
 /// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
 ///
-/// What a child lacks are the pages that were frozen when it was made, with the content that they had then. From there on
-/// until the event is read nothing can be frozen by moving it, which the kernel sees to, and until this function is over
-/// nothing goes back or is thrown away, which the helper sees to: it waits for the event to be read and for the word that
-/// is set here before. So
-/// - what lies in the scratch area once the event is read is what the child lacks, and perhaps pages frozen since, which
-///   it has;
-/// - what the helper was just putting back, having looked a moment before the fork, is in place by the time that it has
-///   been waited for here. It is looked for there before the event is read: that lets the parent go on, which may write
-///   to it at once;
-/// - what was looked at before there was an event counts for nothing: the parent may have written to its pages and have
-///   forked since. It is of no harm either, since nothing was put back since.
+/// What a child lacks are the pages that were frozen when it was made, with the content that they had then. From the
+/// fork's beginning until its event is read nothing can be frozen by moving it, which the kernel sees to, and until this
+/// function is over nothing goes back or is thrown away, which the helper sees to: it waits for the event to be read and
+/// for the word that is set here before. So what lies in the scratch area while the event waits is what the child lacks,
+/// and perhaps pages frozen since by a remapping, which it has. What the helper was just putting back, having looked a
+/// moment before the fork, is in place by the time that it has been waited for here.
+///
+/// All of that is looked at before the event is read. Reading it lets the parent go on, which may write to its pages at
+/// once, and the child, which may throw them away, move them or fork: the less time between that and the copies, the
+/// better. Without an event at the first look there is nothing in place that the child lacks, and the scratch area stays
+/// as it is for long enough.
 pub(crate) fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
     wait_for_thaw(&attended.control);
     let alive = loop {
-        let in_place = if attended.uffd.event_is_pending() { frozen_pages(attended, true) } else { Vec::new() };
+        let before = attended.uffd.event_is_pending().then(|| frozen_pages(attended, true));
         match attended.uffd.read_event() {
             Ok(Some(Event::Fork { uffd })) => {
-                attended.control.forks.fetch_add(1, SeqCst);
-                // What was counted before a fork does not hold after it.
+                // What was counted before a fork does not hold once its child is gone.
                 attended.control.thread_epoch.fetch_add(1, SeqCst);
-                // The child waits at its holes until its descriptor is closed. What comes first counts.
-                for (place, content) in frozen_pages(attended, false).iter().chain(&in_place) {
-                    let _ = copy(&uffd, *place, content);
-                }
+                let lacking = before.unwrap_or_else(|| frozen_pages(attended, false));
+                fill(&uffd, &lacking, GENERATIONS);
+                attended.control.forks.fetch_add(1, SeqCst);
             }
             Ok(Some(_)) => {}
             Ok(None) => break true,
@@ -175,6 +180,33 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
     };
     attended.control.filling.store(0, SeqCst);
     alive
+}
+
+/// Fills a child's holes. It waits at them until its descriptor is closed; what it makes of its other memory meanwhile is
+/// its own. If it forks, nothing can be copied before that event is read, and its child has the same holes.
+fn fill(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize) {
+    for (place, content) in pages {
+        for _ in 0..FILL_TRIES {
+            match child.copy(*place, content) {
+                Ok(CopyOutcome::Again { .. }) => {
+                    fill_its_children(child, pages, generations);
+                    std::thread::yield_now();
+                }
+                _ => break,
+            }
+        }
+    }
+    fill_its_children(child, pages, generations);
+}
+
+fn fill_its_children(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize) {
+    while let Ok(Some(event)) = child.read_event() {
+        if let Event::Fork { uffd } = event
+            && let Some(generations) = generations.checked_sub(1)
+        {
+            fill(&uffd, pages, generations);
+        }
+    }
 }
 
 /// Waits until the helper, which may have looked before it could see that children are being filled, has put back what it
@@ -198,7 +230,7 @@ fn frozen_pages(attended: &Attended, in_place: bool) -> Vec<(Vaddr, Vec<u8>)> {
     let there = |slot: usize| {
         let mut entries = [PagemapEntry(0); BATCH_MAX];
         let read = attended.pagemap.entries(scratch, &mut entries);
-        read.is_ok_and(|read| read == BATCH_MAX) && entries[slot].present()
+        read.is_ok_and(|read| read == BATCH_MAX) && (entries[slot].present() || entries[slot].swapped())
     };
     let read = |at: Vaddr| {
         let mut content = vec![0; usize::try_from(page_size()).expect("a page is small")];

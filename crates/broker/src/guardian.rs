@@ -9,13 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use abi::control::Control;
 use kernel::{MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
 
-use crate::attendant::{Attended, fill_children};
+use crate::attendant::{Attended, read_events};
 use crate::member::Member;
 use crate::recovery::{Grounds, recover};
 
@@ -75,6 +75,7 @@ struct Ward {
     index: u64,
     attended: Arc<Attended>,
     helper: Pidfd,
+    program: Pidfd,
 }
 
 /// The guardian's whole life. `link` is the descriptor that the broker passed. Returns the number of members that had
@@ -118,15 +119,20 @@ fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<
         pagemap: Pagemap::open(pid).ok()?,
         over: AtomicBool::new(false),
     };
-    Some(Ward { index, attended: Arc::new(attended), helper: Pidfd::from_owned_fd(helper) })
+    let program = Pidfd::open(pid).ok()?;
+    Some(Ward { index, attended: Arc::new(attended), helper: Pidfd::from_owned_fd(helper), program })
 }
 
 fn look_after(ward: &Ward) {
-    while !ward.helper.exited().unwrap_or(true) {
-        let readable = kernel::pidfd::poll_in(ward.attended.uffd.as_fd(), Some(Duration::from_millis(20)));
-        if readable.is_ok_and(|readable| readable) {
-            fill_children(&ward.attended);
-        }
+    // Whoever read them has died, perhaps in the middle of it.
+    ward.attended.control.filling.store(0, SeqCst);
+    let attended = Arc::clone(&ward.attended);
+    let reader = std::thread::spawn(move || read_events(&attended));
+    while !ward.helper.wait_exited(Duration::from_secs(1)).unwrap_or(true) {}
+    // Nobody else is left who could give anything back: for as long as the program lives.
+    while recover(&ward.attended).lost > 0 && !ward.program.exited().unwrap_or(true) {
+        std::thread::sleep(Duration::from_millis(50));
     }
-    recover(&ward.attended);
+    ward.attended.over.store(true, SeqCst);
+    let _ = reader.join();
 }

@@ -19,12 +19,15 @@ use page::SegmentId;
 
 use crate::attendant::{Attendants, Attended};
 use crate::fitness::unfit;
-use crate::recovery::{Grounds, Recovered, recover};
+use crate::recovery::{Grounds, Recovered, recover, release};
 use crate::view::View;
 use crate::wishes::RefusedKind;
 
 /// How long a helper may take for each step of its introduction. It is alive and has nothing else to do.
 const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// How long a helper that was killed may take to end.
+const BURIAL: Duration = Duration::from_secs(10);
 
 /// How long a message to a helper may wait for room. It reads what it is told before anything else.
 const LISTENING: Duration = Duration::from_millis(500);
@@ -114,8 +117,8 @@ impl Member {
     }
 
     /// The userfaultfd and what it watches.
-    pub(crate) fn watched(&mut self) -> (&Uffd, &mut View) {
-        (&self.attended.uffd, &mut self.view)
+    pub(crate) fn watched(&mut self) -> (&Uffd, &Control, &mut View) {
+        (&self.attended.uffd, &self.attended.control, &mut self.view)
     }
 
     /// The ranges that the program has handed over, as far as they make sense.
@@ -177,15 +180,35 @@ impl Member {
         self.helper_pidfd.exited().unwrap_or(true)
     }
 
-    /// Ends a helper that does not answer, and gives back what it held.
+    /// Ends a helper that does not answer, gives back what it held, and takes everything out of the registration: the
+    /// program may have handed the userfaultfd on to a child, and then a fork would wait for somebody who reads it.
+    /// With `lost` pages it has to be called again: nothing may let a page read as something else than what it held, so
+    /// whoever touches it goes on waiting.
     pub(crate) fn bury(&mut self) -> Recovered {
         if !self.helper_ended() {
             let _ = self.helper_pidfd.send_signal(kernel::Signal::KILL);
-            let _ = self.helper_pidfd.wait_exited(INTRODUCTION);
+            let _ = self.helper_pidfd.wait_exited(BURIAL);
         }
-        self.attendants = None;
         self.busy_since = None;
-        recover(&self.attended)
+        let recovered = if self.helper_ended() {
+            recover(&self.attended)
+        } else {
+            // Stuck in the kernel, in the middle of a step that it will still finish. Nothing may move beside it.
+            Recovered { lost: 1, ..Recovered::default() }
+        };
+        if recovered.lost == 0 {
+            let (uffd, pid) = (&self.attended.uffd, self.attended.grounds.pid);
+            self.view.areas.iter().for_each(|area| release(uffd, pid, area.range.start(), area.range.end()));
+            let scratch = self.attended.grounds.scratch;
+            release(uffd, pid, scratch, Vaddr(scratch.get().saturating_add(abi::SCRATCH)));
+            self.attendants = None;
+        }
+        recovered
+    }
+
+    /// Keeps what could not be given back frozen for as long as this process lives.
+    pub(crate) fn keep_frozen(&self) {
+        std::mem::forget(self.attended.uffd.as_fd().try_clone_to_owned());
     }
 
     /// What a guardian needs.

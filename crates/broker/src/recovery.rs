@@ -12,9 +12,8 @@
 //! Then the window is taken out of the registration, everybody who waits there is woken, and only then the gate opens.
 //! A hostile member can make the journal say anything; all of it happens in its own address space.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use abi::BATCH_MAX;
 use abi::control::{ask, journal};
@@ -44,14 +43,22 @@ pub(crate) struct Recovered {
     pub(crate) lost: usize,
 }
 
-/// How often a page is tried that could be neither read nor copied.
-const GIVE_BACK_TRIES: u32 = 50;
-const GIVE_BACK_PAUSE: Duration = Duration::from_millis(20);
+/// For how long pages are tried that could be neither read nor copied.
+const GIVE_BACK_WITHIN: Duration = Duration::from_millis(500);
+const GIVE_BACK_PAUSE: Duration = Duration::from_millis(1);
+/// How long a child may take to be filled by whoever reads the fork events.
+const FILL_WITHIN: Duration = Duration::from_secs(1);
 
-/// Gives back what a dead helper held, and opens its gate. The helper must be known to be dead.
+/// Gives back what a dead helper held, and opens its gate. The helper must be known to be dead, and somebody must read
+/// the events of forks meanwhile: nothing can be copied while one waits.
+///
+/// With `lost` pages nothing is settled, and calling it again is right: whoever touches a page that is not back goes on
+/// waiting, for as long as the descriptor is open.
 pub(crate) fn recover(attended: &Attended) -> Recovered {
     let mut done = Recovered::default();
     let (control, uffd, grounds) = (&*attended.control, &attended.uffd, attended.grounds);
+    // The dead put nothing back. Whoever fills a child would wait for that.
+    control.thawing.store(0, SeqCst);
     let journal = &control.journal;
     let scratch = match journal.state.load(SeqCst) {
         journal::PLAIN => Some(grounds.scratch),
@@ -59,26 +66,27 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         _ => None,
     };
     if let Some(scratch) = scratch {
-        for _ in 0..GIVE_BACK_TRIES {
+        let until = Instant::now() + GIVE_BACK_WITHIN;
+        loop {
             done = Recovered::default();
             give_back(attended, scratch, &mut done);
-            if done.lost == 0 {
+            if done.lost == 0 || Instant::now() > until {
                 break;
             }
             std::thread::sleep(GIVE_BACK_PAUSE);
         }
-        if done.lost == 0 {
-            let window = (journal.window_start.load(SeqCst), journal.window_end.load(SeqCst));
-            release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
-            journal.state.store(journal::IDLE, SeqCst);
-        } else {
-            // Nothing may let a page read as something else than what it held: whoever touches it goes on waiting,
-            // for as long as this descriptor is open.
-            std::mem::forget(uffd.as_fd().try_clone_to_owned());
+        if done.lost > 0 {
+            return done;
         }
+        // A child that was made before the last page was copied is given what the journal says.
+        let until = Instant::now() + FILL_WITHIN;
+        while control.filling.load(SeqCst) != 0 && Instant::now() < until {
+            std::thread::sleep(GIVE_BACK_PAUSE);
+        }
+        let window = (journal.window_start.load(SeqCst), journal.window_end.load(SeqCst));
+        release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
+        journal.state.store(journal::IDLE, SeqCst);
     }
-    control.filling.store(0, SeqCst);
-    control.thawing.store(0, SeqCst);
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);
     let _ = futex_wake(&control.gate.writer, u32::MAX);
@@ -88,6 +96,7 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
     done
 }
 
+/// One round. Ends early at a page that cannot be copied now: the others could not either.
 fn give_back(attended: &Attended, scratch: Vaddr, done: &mut Recovered) {
     let mut entries = [PagemapEntry(0); BATCH_MAX];
     if !attended.pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
@@ -105,29 +114,19 @@ fn give_back(attended: &Attended, scratch: Vaddr, done: &mut Recovered) {
             done.lost += 1;
             continue;
         }
-        match copy(&attended.uffd, source, &buffer) {
-            CopyOutcome::Done => done.pages += 1,
-            CopyOutcome::Exists | CopyOutcome::Gone => done.in_place += 1,
-            CopyOutcome::Again { .. } => done.lost += 1,
+        match attended.uffd.copy(source, &buffer) {
+            Ok(CopyOutcome::Done) => done.pages += 1,
+            Ok(CopyOutcome::Exists | CopyOutcome::Gone) | Err(_) => done.in_place += 1,
+            Ok(CopyOutcome::Again { .. }) => {
+                done.lost += 1;
+                return;
+            }
         }
     }
-}
-
-/// Copies a page in; the kernel asks for another try while the mappings change under it.
-pub(crate) fn copy(uffd: &Uffd, target: Vaddr, page: &[u8]) -> CopyOutcome {
-    const TRIES: usize = 1000;
-    for _ in 0..TRIES {
-        match uffd.copy(target, page) {
-            Ok(CopyOutcome::Again { .. }) => std::thread::yield_now(),
-            Ok(outcome) => return outcome,
-            Err(_) => return CopyOutcome::Gone,
-        }
-    }
-    CopyOutcome::Again { copied: kernel::Bytes(0) }
 }
 
 /// Takes a window out of the registration, mapping by mapping where it must be, and wakes who waits in it.
-fn release(uffd: &Uffd, pid: Pid, start: Vaddr, end: Vaddr) {
+pub(crate) fn release(uffd: &Uffd, pid: Pid, start: Vaddr, end: Vaddr) {
     let Ok(window) = Range::covering(start, end) else { return };
     if window.is_empty() {
         return;

@@ -1,7 +1,9 @@
 //! What the broker knows of a member's managed memory: its areas, their properties, the age of each page.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::SeqCst;
 
+use abi::control::{Control, journal};
 use abi::mark::Keep;
 use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
@@ -168,11 +170,17 @@ impl Area {
 
     /// One cycle has passed: applies what was written in it. Registers the area first if it is not. Returns whether
     /// the pages could be watched.
-    pub(crate) fn watch(&mut self, uffd: &Uffd, pagemap: &Pagemap, regions: &mut Vec<Region>) -> bool {
+    pub(crate) fn watch(
+        &mut self,
+        uffd: &Uffd,
+        pagemap: &Pagemap,
+        control: &Control,
+        regions: &mut Vec<Region>,
+    ) -> bool {
         self.ages.tick();
         for _ in 0..2 {
             if !self.tracked {
-                if uffd.register(self.range, Mode::WP).is_err() {
+                if !track(uffd, control, self.range) {
                     return false;
                 }
                 self.tracked = true;
@@ -201,6 +209,17 @@ impl Area {
         }
         false
     }
+}
+
+/// Registers a range for the tracking of writes, unless a batch is on: its window lets everybody wait, and would not any
+/// more. Threads of the program can have batches run that the broker has not ordered.
+fn track(uffd: &Uffd, control: &Control, range: Range) -> bool {
+    // Said before it is looked for, see `journal_begin` of the agent: one of the two always sees the other.
+    control.tracking.store(1, SeqCst);
+    let idle = control.journal.state.load(SeqCst) == journal::IDLE;
+    let registered = idle && uffd.register(range, Mode::WP).is_ok();
+    control.tracking.store(0, SeqCst);
+    registered
 }
 
 /// Cuts ranges into areas. Also returns what of them is mapped to the store, and how many pages are unfit.
@@ -296,10 +315,48 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     fn range(start: u64, pages: u64) -> Range {
         Range::from_pages(Vaddr(start), kernel::PageCount(pages)).unwrap()
+    }
+
+    /// What a mapping of this process is registered for.
+    fn registered(range: Range) -> Vec<[u8; 2]> {
+        let vmas = smaps::read(Pid::this()).unwrap();
+        let vma = vmas.iter().find(|vma| vma.vma.range.contains(range.start())).unwrap();
+        [*b"um", *b"uw", *b"ui"].into_iter().filter(|flag| vma.flags.contains(*flag)).collect()
+    }
+
+    #[test]
+    fn what_is_frozen_stays_registered_for_waiting() {
+        let features = kernel::UffdFeatures::WP_ASYNC;
+        let uffd =
+            Uffd::create(kernel::CreateFlags::empty()).or_else(|_| Uffd::create(kernel::CreateFlags::USER_MODE_ONLY));
+        let Some(uffd) = uffd.ok().filter(|uffd| uffd.api(features).is_ok()) else {
+            println!("skipped: userfaultfd with asynchronous write protection");
+            return;
+        };
+        let file = kernel::memfd::create("control", kernel::Bytes(size_of::<Control>().next_multiple_of(4096) as u64));
+        let file = file.unwrap();
+        kernel::memfd::seal_size(file.as_fd()).unwrap();
+        let control = kernel::SharedMap::<Control>::map(file.as_fd()).unwrap();
+        let memory = vec![1_u8; 4 << 20];
+        let start = Vaddr((memory.as_ptr() as u64).next_multiple_of(kernel::page_size()));
+        let window = range(start.get(), 16);
+        uffd.register(window, Mode::MISSING).unwrap();
+        for frozen in [journal::PLAIN, journal::DIVERGED] {
+            control.journal.state.store(frozen, SeqCst);
+            assert!(!track(&uffd, &control, window));
+            assert_eq!(registered(window), [*b"um"]);
+            assert_eq!(control.tracking.load(SeqCst), 0);
+        }
+        control.journal.state.store(journal::IDLE, SeqCst);
+        assert!(track(&uffd, &control, window));
+        assert_eq!(registered(window), [*b"uw"], "this is what must not happen to a window");
+        uffd.unregister(window).unwrap();
     }
 
     /// Memory of a process of its own: the views are made of real mappings.

@@ -54,6 +54,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     println!();
     for (what, verdict) in [
         ("merging live (run, library)", features.live_merge()),
+        ("merging memory at rest (library)", features.rest_merge()),
         ("exact reference check", features.exact_check().map(|_| ())),
         ("taking diverged pages again", features.retake()),
         ("driving kernel KSM (run --backend ksm)", features.drive_ksm()),

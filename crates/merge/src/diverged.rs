@@ -60,7 +60,10 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
         return Ok(());
     }
 
-    space.journal_begin(KIND, window.0, window.1);
+    if !space.journal_begin(KIND, window.0, window.1) {
+        batch.refuse_rest(Outcome::GateBusy);
+        return Ok(());
+    }
     let begun = space.now();
     let mut held = Held::new(KIND);
     for run in &runs[..len] {

@@ -152,7 +152,7 @@ impl Partition {
     }
 
     /// Merges a range of this process in the calling thread: compares its pages with equal ones that the partition has
-    /// and maps those. Needs no userfaultfd and no privilege, on any kernel that has PAGEMAP_SCAN (6.7).
+    /// and maps those. Needs no userfaultfd and no privilege; Linux 6.1 has all that it takes.
     ///
     /// The first process with a page only makes it known; the second one's is merged with a copy that the partition
     /// takes of it; the first one's is merged at its next call. So members of one kind call it twice, or once more when

@@ -159,3 +159,37 @@ fn body_a_forked_child_speaks_for_itself() {
     assert_eq!(two.digest(), digest);
     assert!(partition.merge(one.range()).is_ok(), "the parent's broker and helper are still there");
 }
+
+#[test]
+fn a_child_that_goes_on_keeps_no_fork_waiting() {
+    if !live_here() {
+        return;
+    }
+    in_child("body_a_child_that_goes_on_keeps_no_fork_waiting");
+}
+
+/// The child has a copy of every descriptor that this process has, those of its broker among them. When the broker leaves
+/// nobody reads the events of forks any more.
+#[test]
+#[ignore = "runs in a process of its own, started by the test above"]
+fn body_a_child_that_goes_on_keeps_no_fork_waiting() {
+    let partition = Partition::open("test", Flags::default()).unwrap();
+    let (one, two) = (Memory::filled(256, 4), Memory::filled(256, 4));
+    let digest = one.digest();
+    let tracker = partition.track(&[one.range(), two.range()], std::time::Duration::from_millis(200)).unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while one.pages_in_store() < 200 && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(one.pages_in_store() >= 200);
+    let long = members::fork_and_go_on(|| {
+        std::thread::sleep(std::time::Duration::from_secs(6));
+        if one.digest() == digest { Ok(()) } else { Err("the child's memory is another".to_owned()) }
+    });
+    drop(tracker);
+    drop(partition);
+    let begun = std::time::Instant::now();
+    assert_eq!(members::fork(|| if two.digest() == digest { Ok(()) } else { Err(String::new()) }), Ok(()));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(3), "a fork took {:?}", begun.elapsed());
+    assert_eq!(long.wait(), Ok(()));
+}

@@ -293,6 +293,10 @@ impl<'a> Stage<'a> {
         for (victim, step) in victims.iter_mut().zip(steps) {
             victim.player.ask(&format!("arm {number} {step}"));
         }
+        if kind == Kind::Unmerge {
+            // Else whoever gets through to a frozen page's place would find the same bytes there, the store's.
+            victims.iter_mut().for_each(|victim| _ = victim.player.ask("diverge"));
+        }
         let order = match kind {
             Kind::Plain | Kind::Zero => begin,
             Kind::Diverged => "diverge",
@@ -300,6 +304,19 @@ impl<'a> Stage<'a> {
         };
         victims.iter_mut().for_each(|victim| victim.player.send(order));
         let stopped = arrived(&victims);
+        if matches!(
+            death,
+            Death::Helper
+                | Death::HelperBroker
+                | Death::BrokerHelper
+                | Death::HelperGuardian
+                | Death::Broker
+                | Death::Guardian
+        ) {
+            // Somebody is left who reads the events of forks.
+            victims.iter_mut().for_each(|victim| victim.player.send("forks"));
+            std::thread::sleep(Duration::from_millis(50));
+        }
         let helpers: Vec<Other> = victims.iter().map(|victim| victim.helper.clone()).collect();
         let all = |signal: Signal| helpers.iter().for_each(|helper| helper.kill(signal));
         let victim_order = match death {

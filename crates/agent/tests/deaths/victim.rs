@@ -177,6 +177,41 @@ fn writer(memory: Memory) {
     }
 }
 
+/// A fork that libc, and so the gate, does not see.
+fn raw_fork() -> i32 {
+    let result: i64;
+    // SAFETY: clone(SIGCHLD) as fork does it; the child only compares and ends.
+    unsafe {
+        std::arch::asm!(
+            "syscall", inlateout("rax") libc::SYS_clone => result,
+            in("rdi") libc::SIGCHLD as i64, in("rsi") 0, in("rdx") 0, in("r10") 0, in("r8") 0,
+            lateout("rcx") _, lateout("r11") _
+        );
+    }
+    result as i32
+}
+
+/// Forks past the gate, again and again; every child has what its parent has.
+fn forker(memory: Memory) {
+    while !OVER.load(SeqCst) {
+        let expected = EXPECTED.lock().unwrap();
+        let child = raw_fork();
+        if child == 0 {
+            (0..PAGES).filter(|page| cold(*page)).for_each(|page| memory.check(page, expected[page], "in a raw fork"));
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(0) };
+        }
+        drop(expected);
+        let mut status = 0;
+        // SAFETY: the kernel writes the status.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        if status != 0 {
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The kernel writes these pages.
 fn pipe_reader(memory: Memory) {
     let mut ends = [0; 2];
@@ -267,6 +302,10 @@ pub(crate) fn main() {
                 page if page % 3 == 0 => 1000 + page as u64,
                 _ => 1000 + (page as u64 + 1) % HALF as u64,
             }),
+            "forks" => {
+                threads.push(std::thread::spawn(move || forker(memory)));
+                continue;
+            }
             "unmerge" => {
                 threads.push(std::thread::spawn(move || {
                     // Without a helper there is nobody to do it: that is an answer, hanging is none.

@@ -7,9 +7,10 @@ use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
 
 pub(crate) const VICTIMS: &[Victim] = &[
-    ("forks", || forks(Kind::Libc, 50)),
-    ("raw_forks", || forks(Kind::Raw, 50)),
-    ("few_raw_forks", || forks(Kind::Raw, 5)),
+    ("forks", || forks(Kind::Libc, 50, 5)),
+    ("raw_forks", || forks(Kind::Raw, 50, 5)),
+    ("few_raw_forks", || forks(Kind::Raw, 5, 5)),
+    ("raw_forks_for_long", || forks(Kind::Raw, 5, 10)),
     ("vforks", vforks),
     ("apart", apart),
     ("close_all", close_all),
@@ -39,7 +40,7 @@ pub(crate) fn raw_fork() -> i32 {
 }
 
 /// Forks at random moments of dense merging; children check every byte and write their own.
-fn forks(kind: Kind, at_least: u64) {
+fn forks(kind: Kind, at_least: u64, seconds: u64) {
     let (one, two) = (Region::map(PAGES), Region::map(2 * PAGES));
     one.fill_from(FIRST);
     two.fill_from(FIRST);
@@ -48,7 +49,7 @@ fn forks(kind: Kind, at_least: u64) {
     two.part(PAGES, 2 * PAGES).mergeable();
     merge_densely();
     let mut random = Random(99);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0_u64;
     while Instant::now() < until {
         let first = FIRST + PAGES as u64 * (rounds % 2);
@@ -102,12 +103,12 @@ fn d4_raw_forks_while_pages_are_merged() {
     stand.assert_merged(1000);
 }
 
-/// Threads of this process with a name.
-fn threads(name: &str) -> Vec<i32> {
+/// Threads of this process that read the events of forks.
+pub(crate) fn event_readers() -> Vec<i32> {
     let mut threads = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
         let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if comm.trim_end() == name {
+        if comm.trim_end() == "pf-events" {
             threads.push(task.file_name().to_str().unwrap().parse().unwrap());
         }
     }
@@ -115,7 +116,7 @@ fn threads(name: &str) -> Vec<i32> {
 }
 
 /// Starts a process that lets threads of this one wait at each of their system calls.
-fn delay(threads: &[i32], by: Duration) -> i32 {
+pub(crate) fn delay(threads: &[i32], by: Duration) -> i32 {
     let pause = libc::timespec { tv_sec: 0, tv_nsec: by.subsec_nanos().into() };
     // SAFETY: the child makes system calls only, and ends with _exit once the threads that it traces are gone.
     unsafe {
@@ -143,10 +144,10 @@ fn delay(threads: &[i32], by: Duration) -> i32 {
 /// Runs a victim that forks past the gate; `who` chooses whom to hold up, of the readers of its events and its helper.
 fn with_delay(who: impl FnOnce(Vec<i32>, i32) -> Vec<i32>) {
     let stand = Stand::on_request();
-    let others = threads("pf-events");
+    let others = event_readers();
     let mut running = stand.start("few_raw_forks");
     running.expect_dense();
-    let readers: Vec<i32> = threads("pf-events").into_iter().filter(|thread| !others.contains(thread)).collect();
+    let readers: Vec<i32> = event_readers().into_iter().filter(|thread| !others.contains(thread)).collect();
     assert!(!readers.is_empty(), "nobody reads the events");
     let tracer = delay(&who(readers, helper_of(running.pid())), Duration::from_micros(300));
     running.succeed();

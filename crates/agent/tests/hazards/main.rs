@@ -18,6 +18,7 @@ mod outside;
 mod own;
 mod pressure;
 mod process;
+mod raw_forks;
 mod stand;
 mod stops;
 mod table;
@@ -37,6 +38,7 @@ const VICTIMS: &[&[Victim]] = &[
     own::VICTIMS,
     pressure::VICTIMS,
     process::VICTIMS,
+    raw_forks::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,
     threads::VICTIMS,

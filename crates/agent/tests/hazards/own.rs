@@ -1,14 +1,20 @@
-//! D-1, D-2, D-11: what is the agent's own survives what the program does: its memory, its helper, its gate.
+//! D-1, D-2, D-11, D-16, D-17: what is the agent's own survives what the program does: its memory, its helper, its gate,
+//! its registrations.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use crate::process::helper_of;
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, hear, merge_densely, merge_pair, merged_pair, page, reap, tell};
+use crate::victim::{Random, Region, Victim, hear, merge_densely, merge_pair, merged_pair, page, pid, reap, tell};
 
-pub(crate) const VICTIMS: &[Victim] =
-    &[("vanishing_stacks", vanishing_stacks), ("everything", everything), ("killed_inside", killed_inside)];
+pub(crate) const VICTIMS: &[Victim] = &[
+    ("vanishing_stacks", vanishing_stacks),
+    ("everything", everything),
+    ("killed_inside", killed_inside),
+    ("moves_at_a_limit", moves_at_a_limit),
+    ("given_back_while_tracked", given_back_while_tracked),
+];
 
 const PAGES: usize = 48;
 const FIRST: u64 = 800;
@@ -196,4 +202,96 @@ fn d_11_children_are_killed_inside_the_gate() {
     let output = stand.run("killed_inside");
     println!("{}", output.lines().rfind(|line| line.ends_with("calls")).unwrap_or_default());
     stand.assert_merged(2 * PAGES as u64);
+}
+
+/// Pages are given back at a limit of memory, which fails; what the program maps next must not lie where pages are
+/// moved to later.
+fn moves_at_a_limit() {
+    let (one, two) = merged_pair(PAGES, FIRST);
+    one.fill_from(FIRST + 100);
+    let helper = helper_of(pid());
+    let limit = |bytes: u64| {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the kernel reads the limit.
+        let set = unsafe { libc::prlimit(helper, libc::RLIMIT_DATA, &raw const limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    limit(page() as u64);
+    assert_ne!(one.advise(libc::MADV_UNMERGEABLE), 0, "there was room");
+    let fresh: Vec<Region> = (1..8).map(Region::map).collect();
+    fresh.iter().for_each(|region| region.fill_from(FIRST + 200));
+    limit(libc::RLIM_INFINITY);
+    let _ = one.advise(libc::MADV_UNMERGEABLE);
+    one.check_from(FIRST + 100);
+    two.check_from(FIRST);
+    fresh.iter().for_each(|region| region.check_from(FIRST + 200));
+}
+
+/// D-17: a move that fails has unmapped its target. Where the program has mapped something meanwhile nothing is moved to.
+///
+/// Seen to fail: without the reservation anew, the fresh memory was gone.
+#[test]
+fn d_17_a_move_fails_at_a_limit() {
+    let stand = Stand::on_request();
+    stand.run("moves_at_a_limit");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// Has memory given back and hands it over again, while threads write all of it and the broker watches writes.
+fn given_back_while_tracked() {
+    const MANY: usize = 2049;
+    static OVER: AtomicBool = AtomicBool::new(false);
+    let (one, two) = (Region::map(MANY), Region::map(MANY));
+    one.fill_from(FIRST);
+    two.fill_from(FIRST);
+    one.mergeable();
+    two.mergeable();
+    let until = Instant::now() + Duration::from_secs(8);
+    let writers: Vec<_> = (0..3_usize)
+        .map(|number| {
+            std::thread::spawn(move || {
+                // Word 5 of every page counts, and nobody else writes there.
+                let mut counts = vec![None::<u64>; MANY];
+                let mut random = Random(0x77 + number as u64);
+                let mut wrong = 0;
+                while !OVER.load(SeqCst) {
+                    let index = random.below(MANY as u64 / 3) as usize * 3 + number;
+                    let word = (one.address(index) + 40) as *mut u64;
+                    // SAFETY: a word of the victim's own region that only this thread writes.
+                    let now = unsafe { word.read_volatile() };
+                    wrong += u32::from(counts[index].is_some_and(|count| count != now));
+                    // SAFETY: as above.
+                    unsafe { word.write_volatile(now.wrapping_add(1)) };
+                    counts[index] = Some(now.wrapping_add(1));
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                wrong
+            })
+        })
+        .collect();
+    let (mut times, mut round) = (0, 0_usize);
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(400));
+        // Locked memory is not merged, and stays under management.
+        // SAFETY: locks the victim's own memory, and unlocks it.
+        times += usize::from(unsafe { libc::mlock(one.pointer(0), one.len()) } == 0);
+        // SAFETY: as above.
+        unsafe { libc::munlock(one.pointer(0), one.len()) };
+        round += 1;
+    }
+    OVER.store(true, SeqCst);
+    let wrong: u32 = writers.into_iter().map(|writer| writer.join().unwrap()).sum();
+    tell(&format!("{times} of {round} times given back"));
+    assert_eq!(wrong, 0, "words lost what was written to them");
+    two.check_from(FIRST);
+}
+
+/// D-16: while a thread has its pages given back the broker registers memory for tracking; whoever touches a frozen page
+/// waits all the same. (The decision itself has a test beside it, in the broker: this one has not been seen to fail.)
+#[test]
+fn d_16_pages_are_given_back_while_writes_are_tracked() {
+    let stand = Stand::watching();
+    let output = stand.run("given_back_while_tracked");
+    println!("{}", output.lines().rfind(|line| line.ends_with("given back")).unwrap_or_default());
+    stand.assert_merged(1000);
 }

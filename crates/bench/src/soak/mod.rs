@@ -16,7 +16,9 @@ use clap::Args;
 use serde::Serialize;
 
 use processes::Tree;
-use round::{Kills, Programs};
+use round::Kills;
+
+use crate::programs::Programs;
 
 /// Shared memory that may have grown meanwhile by other doings of the machine.
 const SLACK: u64 = 64 << 20;
@@ -109,7 +111,7 @@ impl SoakArgs {
 /// The first wrong byte, hang or leak; or that it could not be run.
 pub fn run(options: &SoakArgs) -> Result<Report> {
     kernel::task::set_child_subreaper(true).context("cannot become a child subreaper")?;
-    let programs = programs(options)?;
+    let programs = Programs::named_or_built(options.pagefold.as_deref(), options.torture.as_deref())?;
     let folder = tempfile::Builder::new().prefix("pagefold-soak").tempdir_in(&options.folder)?;
     let mut report = Report { shmem: [shmem()?, 0], ..Report::default() };
     let fuse = Fuse::mount(&programs.torture, folder.path());
@@ -162,36 +164,6 @@ fn shmem() -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Shmem:")).context("no Shmem in /proc/meminfo")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("Shmem is a number")?;
     Ok(kib << 10)
-}
-
-/// The two programs, built where they are not named.
-fn programs(options: &SoakArgs) -> Result<Programs> {
-    if let (Some(pagefold), Some(torture)) = (&options.pagefold, &options.torture) {
-        return Ok(Programs { pagefold: pagefold.clone(), torture: torture.clone() });
-    }
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
-    let own = std::env::current_exe().context("cannot find this program")?;
-    // target/PROFILE/bench, target/PROFILE/deps/soak-...
-    let folder = own
-        .ancestors()
-        .find(|folder| folder.file_name().is_some_and(|name| name == "release" || name == "debug"))
-        .context("this program does not lie in a target folder: name --pagefold and --torture")?;
-    let target = folder.parent().context("a target folder has a name")?;
-    let profile = if folder.ends_with("release") { "release" } else { "dev" };
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--profile", profile, "-p", "pagefold-cli", "-p", "pagefold-agent"])
-        .args(["--bin", "pagefold", "--example", "torture", "--manifest-path"])
-        .arg(manifest)
-        .arg("--target-dir")
-        .arg(target)
-        .status()
-        .context("cannot run cargo")?;
-    ensure!(status.success(), "the programs could not be built");
-    Ok(Programs {
-        pagefold: options.pagefold.clone().unwrap_or_else(|| folder.join("pagefold")),
-        torture: options.torture.clone().unwrap_or_else(|| folder.join("examples/torture")),
-    })
 }
 
 /// A FUSE daemon that lives as long as the soak.

@@ -1,6 +1,6 @@
 //! One launch, and who is killed in it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,17 +9,12 @@ use kernel::{Pid, Pidfd, Signal};
 
 use super::Report;
 use super::processes::Tree;
+use crate::programs::Programs;
 
 /// A round is over by then, or something hangs: the programs have watchdogs of their own.
 const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// How long the processes of a round may take to go after its programs have ended.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
-
-/// What is run.
-pub(super) struct Programs {
-    pub(super) pagefold: PathBuf,
-    pub(super) torture: PathBuf,
-}
 
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -81,6 +81,8 @@ pub struct Broker {
     waiting: Vec<(Instant, Asked)>,
     /// What a member's budget of mappings did not allow, until they are counted again.
     postponed: HashMap<u32, Vec<Item>>,
+    /// Dead helpers' members with pages that could not be given back yet.
+    unburied: Vec<Member>,
     /// Pages were refused that may only wait in the kernel's batches.
     drain_due: bool,
     reasons: Vec<String>,
@@ -170,6 +172,7 @@ impl Broker {
             max_map_count: max_map_count(),
             waiting: Vec::new(),
             postponed: HashMap::new(),
+            unburied: Vec::new(),
             drain_due: false,
             reasons: Vec::new(),
             refused: HashMap::new(),
@@ -238,22 +241,32 @@ impl Broker {
             }
             self.remove(index);
         }
+        for member in std::mem::take(&mut self.unburied) {
+            self.bury(member);
+        }
+    }
+
+    fn bury(&mut self, mut member: Member) {
+        if member.bury().lost > 0 && !member.pidfd.exited().unwrap_or(true) {
+            self.unburied.push(member);
+            return;
+        }
+        member.view.clear(&mut self.eyes.spans);
+        if let Some(guardian) = &mut self.guardian {
+            guardian.remove(&member);
+        }
     }
 
     pub(super) fn remove(&mut self, index: usize) {
-        let mut member = self.members.swap_remove(index);
+        let member = self.members.swap_remove(index);
         self.forget_trackers(member.pid);
-        member.bury();
         self.totals.keep(member.control());
         self.postponed.remove(&member.index);
         if let Some(mut queue) = self.queues.remove(&member.index) {
             self.totals.busy += queue.busy;
             queue.abandon();
         }
-        if let Some(guardian) = &mut self.guardian {
-            guardian.remove(&member);
-        }
-        member.view.clear(&mut self.eyes.spans);
+        self.bury(member);
     }
 
     pub(super) fn member(&mut self, owner: u32) -> Option<&mut Member> {
@@ -289,8 +302,11 @@ impl Broker {
         while !self.members.is_empty() {
             self.remove(0);
         }
-        if let Some(guardian) = self.guardian.take() {
-            guardian.dismiss();
+        match self.guardian.take() {
+            // Without a farewell: it goes on with what is left.
+            Some(guardian) if !self.unburied.is_empty() => drop(guardian),
+            Some(guardian) => guardian.dismiss(),
+            None => self.unburied.iter().for_each(Member::keep_frozen),
         }
     }
 }

@@ -48,10 +48,10 @@ impl Broker {
             let Ok(pagemap) = Pagemap::open(self.members[position].helper) else { continue };
             let mut due: Vec<PageRange> = Vec::new();
             for index in 0..self.members[position].view.areas.len() {
-                let (uffd, view) = self.members[position].watched();
+                let (uffd, control, view) = self.members[position].watched();
                 let area = &mut view.areas[index];
                 let before = area.ages.counts();
-                area.watch(uffd, &pagemap, &mut regions);
+                area.watch(uffd, &pagemap, control, &mut regions);
                 let after = area.ages.counts();
                 self.totals.unshared += before.merged.saturating_sub(after.merged);
                 if !rest {

@@ -18,6 +18,8 @@ use crate::sys;
 use crate::uapi::{PAGE_REGION_SIZE, PAGEMAP_SCAN, PM_SCAN_CHECK_WPASYNC, PM_SCAN_WP_MATCHING, PmScanArg};
 use crate::units::{Bytes, PageCount, Pid, Range, Vaddr, page_size};
 
+mod words;
+
 /// The most that [`Pagemap::scan_all`] walks in one call. Protecting a window takes about half a millisecond, and that
 /// is how long the target's own mapping calls may have to wait.
 pub const SCAN_WINDOW: Bytes = Bytes::from_mib(32);
@@ -203,6 +205,9 @@ impl Pagemap {
     /// Scans the whole range in windows of [`SCAN_WINDOW`]. `out` is cleared and grows as needed. The pages are not
     /// all seen at the same instant.
     ///
+    /// Before Linux 6.7 a request that asks only which pages are there is answered from the pagemap's words, where no
+    /// page is a zero page or a huge one.
+    ///
     /// # Errors
     /// As [`Pagemap::scan`]; what was found up to then is in `out`, and with `wp_matching` it is protected already.
     pub fn scan_all(&self, range: Range, request: &ScanRequest, out: &mut Vec<Region>) -> Result<(), PagemapError> {
@@ -214,7 +219,13 @@ impl Pagemap {
                 if out.capacity() - before < 64 {
                     out.reserve(out.capacity().max(1024));
                 }
-                let end = self.scan_behind(rest, request, out)?;
+                let end = match self.scan_behind(rest, request, out) {
+                    Err(PagemapError::NotSupported) if request.is_in_words() => {
+                        self.scan_words(window, request, out)?;
+                        break;
+                    }
+                    end => end?,
+                };
                 join_at(out, before);
                 match Range::new(end.walk_end, window.end()) {
                     Ok(next) if next.start() > rest.start() => rest = next,

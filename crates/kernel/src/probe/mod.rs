@@ -188,6 +188,14 @@ impl Features {
         Ok(())
     }
 
+    /// Can memory at rest be replaced by pages of a store, in its owner's own thread?
+    ///
+    /// # Errors
+    /// [`Missing`].
+    pub fn rest_merge(&self) -> Result<(), Missing> {
+        self.require(Name::MemfdSeals)
+    }
+
     /// How can references to frozen pages be checked?
     ///
     /// # Errors
@@ -325,6 +333,7 @@ mod tests {
         assert_eq!(features(&[Name::ProcmapQuery]).live_merge().unwrap_err().what, "PROCMAP_QUERY");
         assert_eq!(features(&[Name::CheckBpf]).retake().unwrap_err().what, "reference check by BPF");
         assert!(features(&[Name::Ksm]).live_merge().is_ok());
+        assert!(features(&[Name::UffdMove, Name::PagemapScan]).rest_merge().is_ok());
     }
 
     #[test]

@@ -203,15 +203,36 @@ impl Memory {
     }
 }
 
-/// Runs `body` in a forked child and says what came of it.
-pub(crate) fn fork(body: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    use std::io::{Read, Write};
+/// A child made by fork that is still at work.
+pub(crate) struct Forked {
+    pid: i32,
+    reader: std::io::PipeReader,
+}
+
+impl Forked {
+    /// Waits for its end; what its body returned.
+    pub(crate) fn wait(mut self) -> Result<(), String> {
+        use std::io::Read;
+        unsafe extern "C" {
+            fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+        }
+        let mut text = String::new();
+        self.reader.read_to_string(&mut text).unwrap();
+        let mut status = 0;
+        // SAFETY: the status is written to a word of this frame.
+        assert_eq!(unsafe { waitpid(self.pid, &mut status, 0) }, self.pid);
+        if text.is_empty() && status == 0 { Ok(()) } else { Err(format!("status {status}: {text}")) }
+    }
+}
+
+/// Runs something in a forked child, and goes on meanwhile.
+pub(crate) fn fork_and_go_on(body: impl FnOnce() -> Result<(), String>) -> Forked {
+    use std::io::Write;
     unsafe extern "C" {
         fn fork() -> i32;
         fn _exit(code: i32) -> !;
-        fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     }
-    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
     // SAFETY: the child runs `body` and ends; glibc's allocator works in a child of a process with threads.
     let pid = unsafe { fork() };
     if pid == 0 {
@@ -221,11 +242,10 @@ pub(crate) fn fork(body: impl FnOnce() -> Result<(), String>) -> Result<(), Stri
         // SAFETY: ends the child without running what the parent has registered.
         unsafe { _exit(0) }
     }
-    drop(writer);
-    let mut text = String::new();
-    reader.read_to_string(&mut text).unwrap();
-    let mut status = 0;
-    // SAFETY: the status is written to a word of this frame.
-    assert_eq!(unsafe { waitpid(pid, &mut status, 0) }, pid);
-    if text.is_empty() && status == 0 { Ok(()) } else { Err(format!("status {status}: {text}")) }
+    Forked { pid, reader }
+}
+
+/// Runs something in a forked child, to its end. What came of it.
+pub(crate) fn fork(body: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    fork_and_go_on(body).wait()
 }
