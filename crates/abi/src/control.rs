@@ -160,7 +160,7 @@ pub mod check_mode {
 pub mod plan_flags {
     /// Register the window for write tracking again when the batch is over.
     pub const TRACK: u32 = 1;
-    /// The process has forked: make pages exclusive before moving them.
+    /// The process has forked: make pages exclusive before moving them. Nobody holds any of them.
     pub const FORKED: u32 = 2;
     /// The helper may give itself real-time priority for the length of a batch.
     pub const RAISE: u32 = 4;
@@ -246,7 +246,7 @@ pub struct Control {
     pub bell: AtomicU32,
     /// Incremented by the gate for every call that changes a managed range's mapping or properties.
     pub layout_epoch: AtomicU32,
-    /// Incremented by the gate before every creation of a thread.
+    /// Incremented by the gate before every creation of a thread, and with [`Control::forks`].
     pub thread_epoch: AtomicU32,
     /// Forks that passed the gate.
     pub forks: AtomicU32,

@@ -118,7 +118,7 @@ pub enum Outcome {
     GateBusy = 16,
     /// The layout of the range has changed since the plan was made.
     LayoutChanged = 17,
-    /// Threads were created since their robust lists were looked up.
+    /// Threads were created since their robust lists were looked up, or the process has forked since.
     ThreadsChanged = 18,
     /// The page is not there, swapped out, or the shared zero page.
     Absent = 19,

@@ -5,8 +5,8 @@
 //! the memory in one state and the marks in another.
 //!
 //! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
-//! their place (the advice would uncover the store's content), before mremap and WIPEONFORK they get their own copies
-//! back, and the properties that /proc does not show are written down as they change.
+//! their place (the advice would uncover the store's content), before mremap, WIPEONFORK and a protection key they get
+//! their own copies back, and the properties that /proc does not show are written down as they change.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -14,9 +14,10 @@ use abi::control::{ask, stop};
 use abi::mark::{Keep, Mark};
 use abi::uapi::UffdioRegister;
 
+use crate::elf::for_each_mapping;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
-use crate::sys::{advice, errno, nr, page_up, sys};
+use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece};
 use crate::{child, mremap, spawn};
 
@@ -65,7 +66,7 @@ fn handle(call: &Registers) -> i64 {
     match call.rax {
         nr::MADVISE => madvise(call, given),
         nr::MMAP => {
-            if call.rdx & sys::PROT_EXEC != 0 && call.r10 & MAP_ANONYMOUS == 0 && !let_code_in(call.r8) {
+            if call.rdx & PROT_EXEC != 0 && call.r10 & MAP_ANONYMOUS == 0 && !let_code_in(call.r8) {
                 return -errno::ENOMEM;
             }
             if call.r10 & MAP_FIXED == 0 || call.r10 & MAP_FIXED_NOREPLACE != 0 {
@@ -74,9 +75,9 @@ fn handle(call: &Registers) -> i64 {
             replaced(call, given)
         }
         nr::MUNMAP | nr::REMAP_FILE_PAGES => replaced(call, given),
-        nr::MPROTECT | nr::PKEY_MPROTECT => {
-            changed(call, given, |keep| keep.with((call.rdx & u64::from(Keep::PROT)) as u8, Keep::PROT))
-        }
+        // A mapping that is made anew has no key, and a mark has no room for one.
+        nr::PKEY_MPROTECT if !matches!(call.r10 as i32, -1 | 0) => on_plain(call, given, errno::ENOMEM),
+        nr::MPROTECT | nr::PKEY_MPROTECT => protect(call, given),
         // What is locked or sealed can neither be replaced nor be discarded like plain memory any more.
         nr::MLOCK | nr::MLOCK2 => {
             let start = call.rdi & !(PAGE - 1);
@@ -103,8 +104,7 @@ pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
 /// Runs `inside` as a reader of the gate, with the table locked and signals blocked.
 pub(crate) fn gated<R>(inside: impl FnOnce(&Locked<'_>) -> R) -> R {
     let mask = sys::block_signals();
-    let reader = STATE.enter();
-    let locked = STATE.table.lock();
+    let (reader, locked) = STATE.enter();
     let result = inside(&locked);
     drop(locked);
     drop(reader);
@@ -130,16 +130,55 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     })
 }
 
-/// A call that changes protection or properties of what is there.
-fn changed(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Keep) -> i64 {
+/// mprotect, and pkey_mprotect without a key.
+fn protect(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     let Some((start, end)) = touches(range) else { return call.raw() };
     gated(|_| {
         STATE.layout_changes();
         let result = call.raw();
-        if result == 0 {
-            for_merged(start, end, |piece, keep| {
-                STATE.table.set(piece.start, piece.end, Mark::merged(how(keep)));
+        let set = |from: u64, to: u64, prot: u8| {
+            for_merged(from, to, |piece, keep| {
+                STATE.table.set(piece.start, piece.end, Mark::merged(keep.with(prot, Keep::PROT)));
             });
+        };
+        if result == 0 {
+            set(start, end, (call.rdx & u64::from(Keep::PROT)) as u8);
+            return result;
+        }
+        // At a hole, or where there are too many mappings, it stops: what lies before has the new protection.
+        let known = for_each_mapping(|line| {
+            let bits = [(line.readable, PROT_READ), (line.writable, PROT_WRITE), (line.executable, PROT_EXEC)];
+            let prot = bits.iter().filter(|(has, _)| *has).fold(0, |all, (_, bit)| all | *bit as u8);
+            set(start.max(line.start), end.min(line.end), prot);
+        });
+        if !known {
+            STATE.stop(stop::BROKEN);
+        }
+        result
+    })
+}
+
+/// DONTFORK, DONTDUMP and their opposites: `how` is what they do to a mark.
+fn advised(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Keep) -> i64 {
+    let Some((start, end)) = touches(range) else { return call.raw() };
+    gated(|_| {
+        STATE.layout_changes();
+        let result = call.raw();
+        // ENOMEM says that there are holes. Everything else is changed all the same.
+        let whole = |result: i64| result == 0 || result == -errno::ENOMEM;
+        let again = |from: u64, to: u64| from == to || whole(Registers { rdi: from, rsi: to - from, ..*call }.raw());
+        let mut at = start;
+        while let Some(piece) = STATE.table.next_merged(at, end) {
+            // What else stops it (a mapping that cannot have the property, too many mappings) stops it in the middle.
+            // Asked again piece by piece, which changes nothing that is changed already, it stops there again.
+            let applied = whole(result) || again(at, piece.start) && again(piece.start, piece.end);
+            if !applied {
+                break;
+            }
+            if let Some(keep) = piece.mark.keep() {
+                STATE.table.set(piece.start, piece.end, Mark::merged(how(keep)));
+            }
+            at = piece.end;
         }
         result
     })
@@ -256,10 +295,10 @@ fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
             if result == -errno::EACCES && merged { -errno::EINVAL } else { result }
         }
         (advice::WIPEONFORK, _) => on_plain(call, range, errno::ENOMEM),
-        (advice::DONTFORK, _) => changed(call, range, |keep| keep.with(Keep::DONTFORK, 0)),
-        (advice::DOFORK, _) => changed(call, range, |keep| keep.with(0, Keep::DONTFORK)),
-        (advice::DONTDUMP, _) => changed(call, range, |keep| keep.with(Keep::DONTDUMP, 0)),
-        (advice::DODUMP, _) => changed(call, range, |keep| keep.with(0, Keep::DONTDUMP)),
+        (advice::DONTFORK, _) => advised(call, range, |keep| keep.with(Keep::DONTFORK, 0)),
+        (advice::DOFORK, _) => advised(call, range, |keep| keep.with(0, Keep::DONTFORK)),
+        (advice::DONTDUMP, _) => advised(call, range, |keep| keep.with(Keep::DONTDUMP, 0)),
+        (advice::DODUMP, _) => advised(call, range, |keep| keep.with(0, Keep::DONTDUMP)),
         _ => call.raw(),
     }
 }
@@ -289,7 +328,7 @@ fn discard(call: &Registers, start: u64, end: u64) -> i64 {
             if result != 0 {
                 return result;
             }
-        } else if piece.mark.keep().is_none_or(|keep| !keep.has(sys::PROT_WRITE as u8)) {
+        } else if piece.mark.keep().is_none_or(|keep| !keep.has(PROT_WRITE as u8)) {
             return -errno::ENOMEM;
         }
         // Otherwise the pages hold zeros now, and the kernel must not be asked: it would show the store's again.
@@ -326,7 +365,7 @@ fn put_anonymous(piece: Piece, keep: Keep) -> bool {
         apply(piece.start, len, keep);
         return true;
     }
-    if keep.has(sys::PROT_WRITE as u8) {
+    if keep.has(PROT_WRITE as u8) {
         // No memory for a mapping. The pages stay in the store's mapping, but read as zeros.
         for word in (piece.start..piece.end).step_by(8) {
             // SAFETY: writable memory of the program whose content it asked to be thrown away.

@@ -371,7 +371,7 @@ impl AddressSpace for Space {
     }
 
     fn own(&mut self, pages: Pages) {
-        // SAFETY: pages that are present and mapped here alone: nothing is allocated, no content changes.
+        // SAFETY: pages that are present, mapped here alone and held by nobody: nothing is allocated, no content changes.
         unsafe { sys!(nr::MADVISE, pages.start, bytes(pages), advice::POPULATE_WRITE) };
     }
 

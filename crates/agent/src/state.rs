@@ -7,7 +7,7 @@ use abi::wire::Token;
 
 use crate::gate::Reader;
 use crate::sys;
-use crate::table::Table;
+use crate::table::{Locked, Table};
 use crate::{child, patch, spawn};
 
 /// Longest address of the broker's socket.
@@ -110,9 +110,19 @@ impl State {
         }
     }
 
-    /// Goes into the gate, if there is a helper that could be inside.
-    pub(crate) fn enter(&self) -> Option<Reader<'static>> {
-        self.control().map(Reader::enter)
+    /// Goes into the gate, if there is a helper that could be inside, and takes the table's lock.
+    ///
+    /// A helper is started by whoever holds that lock. Who has come for the gate of the one before, or for none, and then
+    /// waited for the lock, would be outside of the gate that counts: he comes anew.
+    pub(crate) fn enter(&self) -> (Option<Reader<'static>>, Locked<'_>) {
+        loop {
+            let control = self.control();
+            let reader = control.map(Reader::enter);
+            let locked = self.table.lock();
+            if control.map(core::ptr::from_ref) == self.control().map(core::ptr::from_ref) {
+                return (reader, locked);
+            }
+        }
     }
 
     /// Says that a managed range's mapping or properties are about to change.

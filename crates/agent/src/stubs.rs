@@ -133,10 +133,10 @@ pub(crate) fn forks() -> u32 {
 
 /// Before a fork or the creation of a thread, in the parent.
 ///
-/// A fork goes through as a reader: no page is frozen while it copies the address space. It also holds the table's
-/// lock, so that the copy is not torn. The creation of a thread holds the gate across the clone, so that no control
-/// block appears between the look at the threads and the freeze. vfork and posix_spawn stay outside: their child runs
-/// in this memory before the parent goes on.
+/// A fork goes through as a reader: no page is frozen while it copies the address space. The creation of a thread holds
+/// the gate across the clone, so that no control block appears between the look at the threads and the freeze. Both hold
+/// the table's lock too: the copy of it is not torn, and no helper starts that neither of them knows. vfork and
+/// posix_spawn stay outside: their child runs in this memory before the parent goes on.
 ///
 /// All decisions are made here, before the call: the child of a CLONE_VM call must run no code of the agent.
 pub extern "C" fn before_clone(registers: &mut Registers) {
@@ -152,28 +152,102 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
         if flags & CLONE_VFORK != 0 {
             return;
         }
-        if let Some(control) = STATE.control() {
-            gate::Reader::enter(control).keep();
-            control.thread_epoch.fetch_add(1, SeqCst);
-        }
-        return;
+    } else {
+        // Before the gate: a helper that starts meanwhile is told.
+        FORKS.fetch_add(1, SeqCst);
     }
-    FORKS.fetch_add(1, SeqCst);
+    let (reader, locked) = STATE.enter();
     if let Some(control) = STATE.control() {
-        gate::Reader::enter(control).keep();
-        control.forks.fetch_add(1, SeqCst);
+        if flags & CLONE_VM == 0 {
+            control.forks.fetch_add(1, SeqCst);
+        }
+        control.thread_epoch.fetch_add(1, SeqCst);
     }
-    if !STATE.table.is_empty() {
-        STATE.table.lock().keep();
+    if let Some(reader) = reader {
+        reader.keep();
     }
+    locked.keep();
 }
 
 /// After it, in the parent.
 pub extern "C" fn after_clone(_registers: &mut Registers) {
-    STATE.table.unlock_by_thread();
+    // With the lock still held it is the same gate as before.
     if let Some(control) = STATE.control() {
         gate::leave_by_thread(control);
     }
+    STATE.table.unlock_by_thread();
 }
 
 const _: () = assert!(sys::PAGE == 4096, "the stubs are for x86-64");
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    extern crate std;
+
+    use std::boxed::Box;
+    use std::thread;
+    use std::time::Duration;
+
+    use abi::control::Control;
+
+    use super::*;
+    use crate::calls::gated;
+
+    /// A control area as a helper makes it.
+    fn area() -> &'static Control {
+        // SAFETY: it holds only atomics of integers, for which zeros are valid, as in a fresh memory file.
+        Box::leak(unsafe { Box::<Control>::new_zeroed().assume_init() })
+    }
+
+    fn is_inside(control: &Control, tid: u32) -> bool {
+        control.gate.slots.iter().any(|slot| slot.load(SeqCst) == tid)
+    }
+
+    /// Runs `with` in a thread that comes for the gate of `old`, and has to wait for the table's lock while there comes
+    /// to be another helper. Returns what `with` was told: whether it is inside of the old and of the new gate.
+    fn while_a_helper_starts(
+        old: Option<&'static Control>,
+        with: impl FnOnce(&dyn Fn() -> (bool, bool)) -> (bool, bool) + Send + 'static,
+    ) -> (bool, bool) {
+        static TID: AtomicU32 = AtomicU32::new(0);
+        TID.store(0, SeqCst);
+        let new = area();
+        let address = |control: Option<&Control>| control.map_or(0, |control| core::ptr::from_ref(control) as u64);
+        STATE.set_control(address(old));
+        let locked = STATE.table.lock();
+        let waiting = thread::spawn(move || {
+            let tid = sys::gettid();
+            TID.store(tid, SeqCst);
+            with(&|| (old.is_some_and(|old| is_inside(old, tid)), is_inside(new, tid)))
+        });
+        while TID.load(SeqCst) == 0 || old.is_some_and(|old| !is_inside(old, TID.load(SeqCst))) {
+            sys::yield_now();
+        }
+        thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished(), "it does not wait for the lock");
+        STATE.set_control(address(Some(new)));
+        drop(locked);
+        let inside = waiting.join().unwrap();
+        assert!(!old.is_some_and(|old| is_inside(old, TID.load(SeqCst))) && !is_inside(new, TID.load(SeqCst)));
+        inside
+    }
+
+    #[test]
+    fn whoever_waited_while_a_helper_started_is_inside_of_its_gate() {
+        for old in [None, Some(area())] {
+            assert_eq!(while_a_helper_starts(old, |inside| gated(|_| inside())), (false, true), "a call");
+            for (kind, flags) in [("a fork", 17), ("a thread", CLONE_VM | 0x50f00)] {
+                let cloned = while_a_helper_starts(old, move |inside| {
+                    let mut call = Registers { rax: nr::CLONE, rdi: flags, rsi: 0, rdx: 0, r10: 0, r8: 0, r9: 0 };
+                    before_clone(&mut call);
+                    let inside = inside();
+                    after_clone(&mut call);
+                    inside
+                });
+                assert_eq!(cloned, (false, true), "{kind}");
+            }
+        }
+        STATE.set_control(0);
+    }
+}

@@ -167,6 +167,8 @@ pub(crate) fn fill_children(attended: &Attended) -> bool {
         let before = attended.uffd.event_is_pending().then(|| frozen_pages(attended, true));
         match attended.uffd.read_event() {
             Ok(Some(Event::Fork { uffd })) => {
+                // What was counted before a fork does not hold once its child is gone.
+                attended.control.thread_epoch.fetch_add(1, SeqCst);
                 let lacking = before.unwrap_or_else(|| frozen_pages(attended, false));
                 fill(&uffd, &lacking, GENERATIONS);
                 attended.control.forks.fetch_add(1, SeqCst);

@@ -106,6 +106,11 @@ impl Member {
         &self.attended.control
     }
 
+    /// Which frames its pages are in.
+    pub(crate) fn pagemap(&self) -> &Pagemap {
+        &self.attended.pagemap
+    }
+
     /// The memory and what is known of it.
     pub(crate) fn read(&mut self) -> (&MemoryFile, &mut View) {
         (&self.attended.memory, &mut self.view)

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use abi::PLAN_MAX;
 use abi::control::{check_mode, plan, plan_flags};
+use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::Message;
+use kernel::refcheck::{BpfCheck, Holders, holders};
 use kernel::sched::{Limit, Policy, Resource, limit, set_limit, set_policy};
-use kernel::{Range, task};
+use kernel::{Pid, ProcError, Range, Vaddr, task};
 use page::{Fingerprint, Place, SegmentId};
 use store::{HandOut, Partition};
 
@@ -54,6 +56,15 @@ impl Task {
     }
 }
 
+/// An order that is to be sent.
+struct Job {
+    order: Order,
+    keep: Keep,
+    threads: u32,
+    /// Make its pages exclusive.
+    owning: bool,
+}
+
 /// Items of one area, in the order in which they are to be executed.
 #[derive(Debug)]
 pub(crate) struct Order {
@@ -62,12 +73,14 @@ pub(crate) struct Order {
     /// Contents that the member was found to hold, in a strict partition: a segment is handed out only to who holds all
     /// of it. Shared by the pieces of one order, since a segment's pages may fall into two.
     held: Arc<HashSet<Fingerprint>>,
+    /// Its pages must not be made exclusive: who holds them cannot be counted.
+    as_they_are: bool,
 }
 
 impl Order {
     pub(crate) fn new(area: Range, items: Vec<Item>, strict: bool) -> Self {
         let held = items.iter().filter(|_| strict).filter_map(|item| item.task.place()).map(|(_, held)| held).collect();
-        Self { area, items, held: Arc::new(held) }
+        Self { area, items, held: Arc::new(held), as_they_are: false }
     }
 }
 
@@ -76,6 +89,8 @@ impl Order {
 pub(crate) struct Queue {
     waiting: VecDeque<Order>,
     current: Option<Order>,
+    /// Items that were left out of plans.
+    left_out: Vec<Result1>,
     /// How long plans were with the helper, altogether.
     pub(crate) busy: Duration,
 }
@@ -87,9 +102,8 @@ impl Queue {
     pub(crate) fn push(&mut self, mut order: Order) {
         while order.items.len() > PLAN_PAGES {
             let rest = order.items.split_off(PLAN_PAGES);
-            let held = Arc::clone(&order.held);
-            self.waiting.push_back(Order { area: order.area, items: order.items, held });
-            order.items = rest;
+            let items = std::mem::replace(&mut order.items, rest);
+            self.waiting.push_back(Order { items, held: Arc::clone(&order.held), ..order });
         }
         if !order.items.is_empty() {
             self.waiting.push_back(order);
@@ -106,18 +120,78 @@ impl Queue {
         orders.flat_map(|order| order.items).map(|item| (item, Outcome::Pending)).collect()
     }
 
-    /// Gives the helper its next plan, if it has none. `false` if the helper is gone.
-    pub(crate) fn start_next(&mut self, member: &mut Member, partition: &Partition, settings: &Settings) -> bool {
+    /// Gives the helper its next plan, if it has none. `false` if the helper is gone. `check` counts references, where
+    /// that can be done.
+    pub(crate) fn start_next(
+        &mut self,
+        member: &mut Member,
+        partition: &Partition,
+        settings: &Settings,
+        mut check: Option<&mut BpfCheck>,
+    ) -> bool {
         if self.current.is_some() {
             return true;
         }
-        let Some(order) = self.waiting.pop_front() else { return true };
-        let Some(area) = member.view.areas.iter().find(|area| area.range == order.area) else {
-            self.current = Some(order);
-            member.busy_since = None;
-            return true;
-        };
-        let keep = area.keep;
+        while let Some(mut order) = self.waiting.pop_front() {
+            let Some(area) = member.view.areas.iter().find(|area| area.range == order.area) else {
+                self.current = Some(order);
+                member.busy_since = None;
+                return true;
+            };
+            let keep = area.keep;
+            // Before the references are counted: a fork since then raises the epoch, and the plan is void.
+            let threads = look_at_threads(member);
+            let mut owning = member.control().forks.load(SeqCst) > 0 && !order.as_they_are;
+            if owning {
+                (order, owning) = match (mode(member, settings), &mut check) {
+                    (check_mode::VOUCH, _) => (order, true),
+                    (check_mode::BPF, Some(check)) => self.leave_out_held(member, check, order),
+                    // The kernel refuses what is not exclusive. The collapse oracle would come too late: it sees copies.
+                    _ => (order, false),
+                };
+            }
+            if !order.items.is_empty() {
+                return self.send(member, partition, settings, Job { order, keep, threads, owning });
+            }
+        }
+        true
+    }
+
+    /// What a plan left out since this was last asked.
+    pub(crate) fn take_left_out(&mut self) -> Vec<Result1> {
+        std::mem::take(&mut self.left_out)
+    }
+
+    /// Sorts the plain pages of a process that has forked: what nobody holds may be made exclusive, what somebody holds
+    /// is refused, and what cannot be counted comes in a plan of its own. Returns whether anything is to be made exclusive.
+    fn leave_out_held(&mut self, member: &Member, check: &mut BpfCheck, order: Order) -> (Order, bool) {
+        let is_plain = |item: &Item| matches!(item.task, Task::Merge(..) | Task::DropZero);
+        if !order.items.iter().all(is_plain) {
+            // Diverged pages are moved whether they are exclusive or not, and counted after that.
+            return (order, false);
+        }
+        let pages: Vec<Vaddr> = order.items.iter().map(|item| Vaddr(item.address)).collect();
+        let (mut free, mut unknown) = (Vec::new(), Vec::new());
+        for (item, holders) in order.items.into_iter().zip(holders(check, member.pagemap(), &pages)) {
+            match holders {
+                Holders::None => free.push(item),
+                Holders::Some => self.left_out.push((item, Outcome::Referenced)),
+                Holders::Unknown => unknown.push(item),
+            }
+        }
+        let unknown = Order { items: unknown, held: Arc::clone(&order.held), as_they_are: true, area: order.area };
+        if free.is_empty() {
+            return (unknown, false);
+        }
+        if !unknown.items.is_empty() {
+            self.waiting.push_front(unknown);
+        }
+        (Order { items: free, ..order }, true)
+    }
+
+    /// Writes a plan and tells the helper.
+    fn send(&mut self, member: &mut Member, partition: &Partition, settings: &Settings, job: Job) -> bool {
+        let Job { order, keep, threads, owning } = job;
         let actions = hand_out(member, partition, &order.items, &order.held);
         let control = member.control();
         let plan = &control.plan;
@@ -125,7 +199,6 @@ impl Queue {
             // It was given back unfinished; nobody executes it any more.
             plan.state.store(plan::IDLE, SeqCst);
         }
-        let threads = look_at_threads(member);
         for (index, (item, action)) in order.items.iter().zip(&actions).enumerate().take(PLAN_MAX) {
             plan.address[index].store(item.address, SeqCst);
             plan.action[index].store(action.map_or(0, Action::encode), SeqCst);
@@ -134,10 +207,9 @@ impl Queue {
         plan.count.store(order.items.len().min(PLAN_MAX) as u32, SeqCst);
         plan.done.store(0, SeqCst);
         plan.check.store(mode(member, settings), SeqCst);
-        let forked = control.forks.load(SeqCst) > 0;
         let track = settings.stable.is_some();
         let raise = raise(member, settings);
-        let flags = [(track, plan_flags::TRACK), (forked, plan_flags::FORKED), (raise, plan_flags::RAISE)];
+        let flags = [(track, plan_flags::TRACK), (owning, plan_flags::FORKED), (raise, plan_flags::RAISE)];
         let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         plan.flags.store(flags, SeqCst);
         plan.layout_epoch.store(member.view.epoch.unwrap_or(0), SeqCst);
@@ -273,19 +345,29 @@ fn look_at_threads(member: &Member) -> u32 {
     let control = member.control();
     let epoch = control.thread_epoch.load(SeqCst);
     let heads = &control.heads;
-    let mut count = 0;
-    for tid in task::threads(member.pid).unwrap_or_default() {
-        if let Ok(Some(head)) = task::robust_list(tid) {
-            match heads.address.get(count) {
-                Some(slot) => slot.store(head.get(), SeqCst),
-                // More threads than can be told: an epoch that is never right keeps the helper from merging.
-                None => return epoch.wrapping_sub(1),
-            }
-            count += 1;
+    match robust_lists(task::threads(member.pid), task::robust_list) {
+        Some(found) if found.len() <= heads.address.len() => {
+            heads.address.iter().zip(&found).for_each(|(slot, head)| slot.store(head.get(), SeqCst));
+            heads.count.store(found.len() as u32, SeqCst);
+            epoch
         }
+        // More than can be told, or not all of them are known: an epoch that is never right keeps the helper from
+        // merging.
+        _ => epoch.wrapping_sub(1),
     }
-    heads.count.store(count as u32, SeqCst);
-    epoch
+}
+
+/// The robust lists of those threads that have not ended; `None` if one of them did not come to be known.
+fn robust_lists(
+    threads: Result<Vec<Pid>, ProcError>,
+    list: impl Fn(Pid) -> Result<Option<Vaddr>, ProcError>,
+) -> Option<Vec<Vaddr>> {
+    let known = |looked: Result<Option<Vaddr>, ProcError>| match looked {
+        Err(error) if error.is_gone() => Ok(None),
+        looked => looked,
+    };
+    let lists: Result<Vec<_>, _> = threads.ok()?.into_iter().map(|tid| known(list(tid))).collect();
+    Some(lists.ok()?.into_iter().flatten().collect())
 }
 
 /// The helper maps in the program's memory: beyond the program's own limit, every mapping call of the program would fail.
@@ -312,5 +394,29 @@ fn lower(member: &Member) {
         let none = Limit { soft: Some(0), hard: Some(0) };
         let _ = set_limit(member.helper, Resource::RtPriority, none);
         let _ = set_policy(member.helper, Policy::Other);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// The answers of the kernel about three threads, the second of which is asked about by `second`.
+    fn lists(second: impl Fn() -> Result<Option<Vaddr>, ProcError>) -> Option<Vec<Vaddr>> {
+        robust_lists(Ok(vec![Pid(1), Pid(2), Pid(3)]), |tid| match tid {
+            Pid(1) => Ok(Some(Vaddr(0x1000))),
+            Pid(2) => second(),
+            _ => Ok(None),
+        })
+    }
+
+    #[test]
+    fn a_thread_whose_robust_list_is_not_known_stops_the_plan() {
+        assert_eq!(lists(|| Ok(Some(Vaddr(0x2000)))), Some(vec![Vaddr(0x1000), Vaddr(0x2000)]));
+        assert_eq!(lists(|| Ok(None)), Some(vec![Vaddr(0x1000)]));
+        assert_eq!(lists(|| Err(ProcError::Gone { pid: Pid(2) })), Some(vec![Vaddr(0x1000)]), "it has ended");
+        assert_eq!(lists(|| Err(ProcError::Denied { pid: Pid(2), file: "robust list" })), None);
+        assert_eq!(robust_lists(Err(ProcError::Denied { pid: Pid(1), file: "task" }), |_| Ok(None)), None);
     }
 }

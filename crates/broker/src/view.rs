@@ -274,7 +274,9 @@ fn keep_of(vma: &VmaUse, store: bool) -> Option<Keep> {
         || flags.sealed()
         || flags.shadow_stack()
         || flags.tagged()
-        || flags.contains(*b"dp");
+        || flags.contains(*b"dp")
+        // Whatever is mapped anew has none, and what the key forbids could be done there.
+        || vma.protection_key != 0;
     if !kind || !plain || special {
         return None;
     }

@@ -259,6 +259,8 @@ pub struct VmaUse {
     pub memory: MemoryUse,
     /// Its flags.
     pub flags: VmFlags,
+    /// Its protection key (pkeys(7)), 0 for none; 0 too where the machine has no keys.
+    pub protection_key: u32,
 }
 
 /// All mappings of a process with their numbers and flags.
@@ -289,6 +291,9 @@ fn parse(bytes: &[u8]) -> Result<Vec<VmaUse>, String> {
                     current.flags.insert(code);
                 }
             }
+        } else if key == b"ProtectionKey" {
+            let key = procfs::decimal(value).and_then(|key| key.try_into().ok());
+            current.protection_key = key.ok_or_else(|| procfs::text(line))?;
         } else {
             current.memory.take(key, value);
         }
@@ -347,6 +352,11 @@ mod tests {
         assert_eq!(all[0].memory.pss, Bytes(4096));
         assert!(all[0].flags.contains(*b"xx") && !all[0].flags.contains(*b"7q"));
         assert_eq!(parse(b"Pss: 4 kB\n").unwrap_err(), "Pss: 4 kB");
+        assert_eq!(all[0].protection_key, 0);
+        let file = b"1000-2000 rw-p 00000000 00:00 0 \nProtectionKey:        15\n";
+        assert_eq!(parse(file).unwrap()[0].protection_key, 15);
+        // Not taken for none: what is under a key must be left alone.
+        assert!(parse(b"1000-2000 rw-p 00000000 00:00 0 \nProtectionKey: many\n").is_err());
         assert!(parse(b"1000-2000 zz\n").is_err());
     }
 }

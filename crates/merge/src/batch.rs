@@ -35,7 +35,8 @@ pub struct Order {
     pub range_end: u64,
     /// Register for write tracking again when a batch is over.
     pub track: bool,
-    /// The process has forked: pages may be marked shared though nobody shares them any more.
+    /// The process has forked: pages may not be marked exclusive though nobody shares them any more, and are made so.
+    /// Whoever gives the order has seen that nobody holds a reference to any of them: a held page would be copied.
     pub forked: bool,
     /// Reference counts of pages inside store mappings can be had.
     pub exact_check: bool,

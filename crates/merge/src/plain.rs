@@ -136,7 +136,8 @@ fn goes_on<S: AddressSpace>(space: &mut S, vma: &Vma) -> bool {
 }
 
 /// Makes the chosen pages exclusive, in place. Only pages that are present and mapped nowhere else: elsewhere this
-/// would allocate memory, and could get the process killed for it.
+/// would allocate memory, and could get the process killed for it. That nobody holds them, who would be left with
+/// another page, is for the order to say: here nothing tells it in time.
 fn own<S: AddressSpace>(space: &mut S, batch: &Batch, among: Range<usize>) {
     let mut index = among.start;
     while index < among.end {

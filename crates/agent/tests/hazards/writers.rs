@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use broker::CheckChoice;
 
 use crate::stand::{Running, Stand};
-use crate::victim::{Random, Region, Victim, hear, merge_densely, merge_now, merge_pair, page, pattern, pid, tell};
+use crate::victim::{
+    Random, Region, Victim, fork, hear, merge_densely, merge_now, merge_pair, page, pagemap, pattern, pid, reap, tell,
+    wait_until,
+};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("target", target),
     ("spliced", || spliced(PAGES)),
     ("spliced_wide", || spliced(4 * 64)),
+    ("spliced_forked", spliced_forked),
     ("direct_reads", direct_reads),
     ("registered", registered),
     ("own_mem", own_mem),
@@ -390,6 +394,76 @@ fn d2_spliced_pages_are_merged_on_the_owners_word() {
     command.env("VOUCHED", "1");
     let output = stand.start_command(command).succeed();
     assert!(output.contains("pipe old"), "{output}");
+}
+
+/// Pages in a pipe, in a process that has forked since: they are mapped here alone and not marked so, and whatever makes
+/// them exclusive copies them while the pipe holds them.
+fn spliced_forked() {
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    one.fill_from(3000);
+    two.fill_from(3000);
+    let mut pipe = [0; 2];
+    // SAFETY: makes two descriptors.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let held = one.part(4, 7);
+    let vector = libc::iovec { iov_base: held.pointer(0), iov_len: held.len() };
+    // SAFETY: the kernel takes references to three pages of the victim's.
+    assert_eq!(unsafe { libc::vmsplice(pipe[1], &raw const vector, 1, 0) }, held.len() as isize);
+    reap(fork(|| {}));
+    let counted = std::env::var_os("COUNTED").is_some();
+    if !counted {
+        // Nothing tells who holds what the fork has left: only what was written since is merged.
+        one.part(0, 4).fill_from(3000);
+        one.part(7, PAGES).fill_from(3007);
+        two.fill_from(3000);
+    }
+    let frames = || [0, 1, 2].map(|index| pagemap(held.address(index)) & ((1 << 55) - 1));
+    let before = frames();
+    assert!(before.iter().all(|frame| *frame != 0), "frames are not shown");
+    one.mergeable();
+    two.mergeable();
+    for _ in 0..20 {
+        merge_now();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(frames(), before, "the pipe holds other pages than the program");
+    assert_eq!(held.stored().len(), 0, "held pages were merged");
+    assert!(one.merged() >= PAGES / 2, "{} merged", one.merged());
+    let mut got = vec![0_u64; held.len() / 8];
+    // SAFETY: the kernel writes into `got`.
+    assert_eq!(unsafe { libc::read(pipe[0], got.as_mut_ptr().cast(), held.len()) }, held.len() as isize);
+    // Nobody holds them any more.
+    if counted {
+        wait_until("they are merged", || {
+            merge_now();
+            held.merged() == held.pages
+        });
+    }
+    one.check_from(3000);
+    two.check_from(3000);
+}
+
+/// D2: what somebody holds is not made exclusive after a fork, which would copy it.
+#[test]
+fn d2_what_is_held_is_not_copied_after_a_fork() {
+    let stand = Stand::checked_by(CheckChoice::Bpf);
+    if stand.summary().check != "bpf" {
+        println!("skipped: BPF");
+        return;
+    }
+    let mut command = stand.command("spliced_forked");
+    command.env("COUNTED", "1");
+    stand.start_command(command).succeed();
+    assert!(stand.summary().refused.0.contains_key("referenced"));
+    stand.assert_merged(PAGES as u64);
+}
+
+/// D2: nor where references cannot be counted before.
+#[test]
+fn d2_nothing_is_copied_after_a_fork_where_nothing_is_counted() {
+    let stand = Stand::checked_by(CheckChoice::Collapse);
+    stand.run("spliced_forked");
+    assert!(stand.summary().refused.0.contains_key("pinned"));
 }
 
 /// Reads with O_DIRECT into pages that are being merged.

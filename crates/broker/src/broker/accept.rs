@@ -22,7 +22,7 @@ impl Broker {
             let (token, uid, index) = (self.rendezvous.token(), self.settings.uid, self.next_index);
             self.next_index += 1;
             let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
-            let (exact, priority) = (self.exact, self.settings.priority);
+            let (exact, priority) = (self.check.is_some(), self.settings.priority);
             let (introducer, desk) = (self.introducer.clone(), self.desk.clone());
             let run = move || {
                 let _visit = visit;

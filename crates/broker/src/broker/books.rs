@@ -69,7 +69,7 @@ impl Broker {
         let check = match self.settings.check {
             CheckChoice::Vouch => "vouch",
             CheckChoice::Collapse => "collapse",
-            CheckChoice::Auto | CheckChoice::Bpf if self.exact => "bpf",
+            CheckChoice::Auto | CheckChoice::Bpf if self.check.is_some() => "bpf",
             CheckChoice::Bpf => "none",
             CheckChoice::Auto => "collapse",
         };

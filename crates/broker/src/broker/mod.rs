@@ -59,7 +59,8 @@ pub struct Broker {
     inodes: HashMap<u64, SegmentFile>,
     inode_of: HashMap<SegmentId, u64>,
     device: Option<OwnedFd>,
-    exact: bool,
+    /// Counts references, where that can be done.
+    check: Option<BpfCheck>,
     members_ever: u64,
     introduced: Receiver<Introduced>,
     introducer: Sender<Introduced>,
@@ -112,7 +113,8 @@ impl Broker {
             ..Options::for_user(settings.uid)
         };
         let partition = Partition::open(options)?;
-        let exact = matches!(settings.check, CheckChoice::Auto | CheckChoice::Bpf) && BpfCheck::new().is_ok();
+        let counted = matches!(settings.check, CheckChoice::Auto | CheckChoice::Bpf);
+        let check = if counted { BpfCheck::new().ok() } else { None };
         let wake = Arc::new(
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
                 .map_err(|errno| BrokerError::Poll(errno.into()))?,
@@ -151,7 +153,7 @@ impl Broker {
             inodes: HashMap::new(),
             inode_of: HashMap::new(),
             device: Uffd::open_device().ok(),
-            exact,
+            check,
             members_ever: 0,
             introduced,
             introducer,

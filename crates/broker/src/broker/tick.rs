@@ -168,7 +168,12 @@ impl Broker {
         for member in &mut self.members {
             let Some(queue) = self.queues.get_mut(&member.index) else { continue };
             let finished = queue.finish(member);
-            let started = finished.is_ok() && queue.start_next(member, &self.partition, &self.settings);
+            let check = self.check.as_mut();
+            let started = finished.is_ok() && queue.start_next(member, &self.partition, &self.settings, check);
+            let left_out = queue.take_left_out();
+            if !left_out.is_empty() {
+                results.push((member.index, left_out));
+            }
             match finished {
                 Ok(Some(done)) => results.push((member.index, done)),
                 Ok(None) => {}
