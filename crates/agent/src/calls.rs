@@ -101,11 +101,16 @@ pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
     (start.is_multiple_of(PAGE) && len != 0 && len < USER_END && end <= USER_END).then_some((start, end))
 }
 
-/// Runs `inside` as a reader of the gate, with the table locked and signals blocked.
+/// Runs `inside` as a reader of the gate, with the table locked and signals blocked. What it changes of the layout has
+/// an epoch of its own: who reads the mappings while the call is at work has read them under another.
 pub(crate) fn gated<R>(inside: impl FnOnce(&Locked<'_>) -> R) -> R {
     let mask = sys::block_signals();
     let (reader, locked) = STATE.enter();
+    let epoch = STATE.layout_epoch();
     let result = inside(&locked);
+    if STATE.layout_epoch() != epoch {
+        STATE.layout_changes();
+    }
     drop(locked);
     drop(reader);
     sys::restore_signals(mask);

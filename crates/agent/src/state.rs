@@ -125,6 +125,11 @@ impl State {
         }
     }
 
+    /// Counts the changes of managed ranges' mappings and properties. 0 while there is no helper.
+    pub(crate) fn layout_epoch(&self) -> u32 {
+        self.control().map_or(0, |control| control.layout_epoch.load(SeqCst))
+    }
+
     /// Says that a managed range's mapping or properties are about to change.
     pub(crate) fn layout_changes(&self) {
         if let Some(control) = self.control() {

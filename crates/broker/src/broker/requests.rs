@@ -52,9 +52,15 @@ impl Broker {
         false
     }
 
+    /// The member that a process is. One that has executed another program is, for a moment, also the one that it was.
+    fn position_of(&self, pid: Pid) -> Option<usize> {
+        let of_it = self.members.iter().enumerate().filter(|(_, member)| member.pid == pid);
+        of_it.max_by_key(|(_, member)| member.index).map(|(position, _)| position)
+    }
+
     /// What needs a helper; `None` while it may still come.
     fn fulfil_for_member(&mut self, pid: Pid, since: Instant, wish: &Wish) -> Option<Wished> {
-        let Some(index) = self.members.iter().position(|member| member.pid == pid) else {
+        let Some(index) = self.position_of(pid) else {
             if let Some((kind, reason)) = self.refused.remove(&pid) {
                 return Some(Wished::Refused { kind, reason });
             }
@@ -124,7 +130,7 @@ impl Broker {
         if let Some(mut quiet) = self.quiet.remove(&pid) {
             quiet.view.clear(&mut self.eyes.spans);
         }
-        let Some(index) = self.members.iter().position(|member| member.pid == pid) else { return };
+        let Some(index) = self.position_of(pid) else { return };
         self.members[index].tell(Message::Leave, None);
         let deadline = Instant::now() + LEAVE_WITHIN;
         while Instant::now() < deadline && !self.members[index].helper_ended() {
