@@ -99,7 +99,11 @@ pub(crate) struct Member {
     pub(crate) index: u32,
     /// Why the process is left alone for now.
     pub(crate) unfit: Option<&'static str>,
+    fitness_seen: Instant,
 }
+
+/// How long a look at a process's fitness counts.
+const FITNESS_LASTS: Duration = Duration::from_millis(100);
 
 impl Member {
     pub(crate) fn control(&self) -> &Control {
@@ -143,6 +147,14 @@ impl Member {
             }
         }
         apart
+    }
+
+    /// Brings `unfit` up to date. A limit comes near, and a thread becomes a real-time one, from one moment to the next.
+    pub(crate) fn look_whether_fit(&mut self) {
+        if self.fitness_seen.elapsed() > FITNESS_LASTS {
+            self.unfit = unfit(self.pid);
+            self.fitness_seen = Instant::now();
+        }
     }
 
     /// Sends a message and rings the helper's bell. `false` if the helper is gone, or did not listen once: nobody
@@ -326,6 +338,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         deaf: Cell::new(false),
         index: host.index,
         unfit: unfit(pid),
+        fitness_seen: Instant::now(),
     })
 }
 

@@ -7,7 +7,6 @@ use page::SegmentId;
 
 use super::Broker;
 use crate::account::{Books, Sample, Summary, sample};
-use crate::fitness::unfit;
 use crate::settings::CheckChoice;
 
 /// For how long a segment must have been without use before it is given back.
@@ -18,7 +17,7 @@ impl Broker {
         self.last_sample = sample(&mut self.members, &mut self.quiet, &self.inodes);
         self.sampled = Instant::now();
         for member in &mut self.members {
-            member.unfit = unfit(member.pid);
+            member.look_whether_fit();
             if member.view.left_out {
                 member.view.epoch = None;
             }

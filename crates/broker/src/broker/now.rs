@@ -64,6 +64,7 @@ impl Broker {
         }
         let Some(member) = self.member(owner) else { return report };
         let Ok(pagemap) = Pagemap::open(member.helper) else { return report };
+        member.look_whether_fit();
         if let Some(reason) = member.unfit {
             let pages = member.view.pages();
             report.refused.insert(reason.to_owned(), pages);
