@@ -163,7 +163,7 @@ impl Driven {
         ksm::check_writable(sysfs)?;
         let path = StatePath::for_this_user();
         // First the guardian, then the lease: at no moment is there a lease that nobody would end.
-        let mut guardian = start_guardian(&path, sysfs, quiet).context("cannot start the guardian")?;
+        let mut guardian = start_guardian(&path, sysfs, quiet)?;
         let tree = Tree::below_self().without(guardian.id().cast_signed());
         match Drive::start_at(&path, sysfs, settings, tree) {
             Ok((drive, repaired)) => {
@@ -453,8 +453,8 @@ pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
 
 /// Starts the guardian: this binary under its hidden name, in a process group of its own, so that a key of the terminal
 /// does not end it together with whom it guards.
-fn start_guardian(path: &StatePath, sysfs: &KsmSysfs, quiet: bool) -> io::Result<Child> {
-    let me = ProcessId::current();
+fn start_guardian(path: &StatePath, sysfs: &KsmSysfs, quiet: bool) -> anyhow::Result<Child> {
+    let me = ProcessId::current()?;
     Command::new("/proc/self/exe")
         .arg0("pagefold-guardian")
         .arg(GUARDIAN)
@@ -466,6 +466,7 @@ fn start_guardian(path: &StatePath, sysfs: &KsmSysfs, quiet: bool) -> io::Result
         .stderr(if quiet { Stdio::null() } else { Stdio::inherit() })
         .process_group(0)
         .spawn()
+        .context("cannot start the guardian")
 }
 
 /// The guardian: waits for the end of the process that started it and ends that one's lease. `args` are what follows
