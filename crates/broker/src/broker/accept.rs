@@ -1,7 +1,7 @@
 //! Who comes to the broker's socket: helpers that introduce themselves, and library callers.
 
 use abi::wire::Message;
-use kernel::Pid;
+use kernel::{Pid, Pidfd, PidfdError};
 
 use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
@@ -38,7 +38,13 @@ impl Broker {
                     _ => None,
                 };
                 let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
-                let _ = introducer.send((said, introduce(link, first, host)));
+                let introduced = introduce(link, first, host);
+                // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
+                let elsewhere = matches!(introduced, Err(Refused::OtherNamespace));
+                if introduced.is_err() && !elsewhere && said.is_some_and(has_ended) {
+                    return;
+                }
+                let _ = introducer.send((said, introduced));
                 let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
             };
             let _ = std::thread::Builder::new().name("pf-visitor".to_owned()).spawn(run);
@@ -69,8 +75,18 @@ impl Broker {
             }
             self.refused.insert(pid, (refused.kind(), refused.to_string()));
         }
-        if self.reasons.len() < REFUSED_MAX {
-            self.reasons.push(refused.to_string());
+        let reason = refused.to_string();
+        match self.reasons.iter().position(|(known, _)| *known == reason) {
+            Some(index) => self.reasons[index].1 += 1,
+            None if self.reasons.len() < REFUSED_MAX => self.reasons.push((reason, 1)),
+            None => {}
         }
+    }
+}
+
+fn has_ended(pid: Pid) -> bool {
+    match Pidfd::open(pid) {
+        Ok(process) => process.exited().unwrap_or(false),
+        Err(error) => matches!(error, PidfdError::Gone),
     }
 }

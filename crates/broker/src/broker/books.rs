@@ -58,9 +58,10 @@ impl Broker {
             self.take_sample();
         }
         let mut summary = self.summary(&self.last_sample);
-        for reason in &self.reasons {
-            *summary.refused.0.entry("helper_refused").or_default() += 1;
-            summary.helper_refused.push(reason.clone());
+        for (reason, times) in &self.reasons {
+            *summary.refused.0.entry("helper_refused").or_default() += times;
+            let often = if *times > 1 { format!(", {times} times") } else { String::new() };
+            summary.helper_refused.push(format!("{reason}{often}"));
         }
         summary
     }

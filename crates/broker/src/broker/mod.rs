@@ -82,7 +82,8 @@ pub struct Broker {
     postponed: HashMap<u32, Vec<Item>>,
     /// Pages were refused that may only wait in the kernel's batches.
     drain_due: bool,
-    reasons: Vec<String>,
+    /// Why processes were left alone, and how many for each reason.
+    reasons: Vec<(String, u64)>,
     /// Processes whose last helper was not taken in, and why.
     refused: HashMap<Pid, (RefusedKind, String)>,
 }
