@@ -17,6 +17,7 @@ impl Broker {
     pub(super) fn take_sample(&mut self) {
         self.last_sample = sample(&mut self.members, &mut self.quiet, &self.inodes);
         self.sampled = Instant::now();
+        self.merges_sampled = self.totals.merges;
         for member in &mut self.members {
             member.unfit = unfit(member.pid);
             if member.view.left_out {

@@ -43,6 +43,8 @@ pub use handle::BrokerHandle;
 const INDEX_PAGES: u64 = 1 << 27;
 /// How often the members' mappings are read for the books.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// The same while much has been merged since the last time.
+const SAMPLE_SOON: Duration = Duration::from_millis(200);
 /// One partition, its members, and what is known of their pages.
 pub struct Broker {
     settings: Settings,
@@ -70,6 +72,8 @@ pub struct Broker {
     started: Instant,
     sampled: Instant,
     last_sample: Sample,
+    /// Pages merged until then.
+    merges_sampled: u64,
     peak: u64,
     policy: AgePolicy,
     interval: Option<Duration>,
@@ -161,6 +165,7 @@ impl Broker {
             started: now,
             sampled: now,
             last_sample: Sample::default(),
+            merges_sampled: 0,
             peak: 0,
             policy,
             trackers: HashMap::new(),
@@ -205,7 +210,10 @@ impl Broker {
                 self.tick();
                 next_tick = Instant::now() + interval;
             }
-            if self.sampled.elapsed() >= SAMPLE_EVERY && !(self.members.is_empty() && self.quiet.is_empty()) {
+            // What a short run saves is gone with it: looked at sooner while most of what is merged has not been seen.
+            let unseen = self.totals.merges > 2 * self.merges_sampled;
+            let sample_every = if unseen { SAMPLE_SOON } else { SAMPLE_EVERY };
+            if self.sampled.elapsed() >= sample_every && !(self.members.is_empty() && self.quiet.is_empty()) {
                 self.take_sample();
             }
         }
