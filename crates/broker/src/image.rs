@@ -1,5 +1,6 @@
 //! The agent's files: the image that this binary carries, and the table of system-call sites for this machine's libc.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -103,7 +104,10 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
     let reason = |reason: String| BrokerError::Sites { reason };
     let maps = kernel::maps::read(kernel::Pid::this()).map_err(|error| reason(error.to_string()))?;
     let mut objects = Vec::new();
-    for path in maps.iter().filter(|vma| vma.exec && vma.inode != 0).map(|vma| vma.name.clone()) {
+    let mut seen = HashSet::new();
+    // Where libc's text has been patched, each patched piece is a mapping of its own.
+    let files = maps.iter().filter(|vma| vma.exec && vma.inode != 0);
+    for path in files.filter(|vma| seen.insert((vma.dev_major, vma.dev_minor, vma.inode))).map(|vma| vma.name.clone()) {
         let path = PathBuf::from(path);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let libc = name.starts_with("libc.so") || name.starts_with("libc-");
