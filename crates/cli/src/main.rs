@@ -16,6 +16,7 @@ mod later;
 #[cfg(test)]
 mod man;
 mod run;
+mod say;
 mod store_run;
 
 /// Wrong usage.
@@ -43,8 +44,12 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to stdout and are no failure.
             let code = if error.use_stderr() { USAGE } else { 0 };
-            let _ = error.print();
-            ExitCode::from(code)
+            match error.print() {
+                Err(unwritten) if code == 0 && unwritten.kind() != std::io::ErrorKind::BrokenPipe => {
+                    finish(Err(anyhow::Error::new(unwritten).context("cannot write to stdout")))
+                }
+                _ => ExitCode::from(code),
+            }
         }
     }
 }
@@ -61,7 +66,7 @@ fn dispatch(command: args::Command) -> anyhow::Result<ExitCode> {
 fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         let missing = error.downcast_ref::<kernel::probe::Missing>().is_some();
-        eprintln!("pagefold: {error:#}");
+        say::note(format_args!("{error:#}"));
         ExitCode::from(if missing { NOT_HERE } else { 1 })
     })
 }
