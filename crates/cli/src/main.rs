@@ -1,5 +1,7 @@
 //! The pagefold command: words, tables, progress, JSON.
 #![forbid(unsafe_code)]
+// They panic when nobody reads: see `say`.
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 use std::process::ExitCode;
 
@@ -11,13 +13,18 @@ mod demo_ksm;
 mod demo_store;
 mod demo_worker;
 mod doctor;
+mod ksm_report;
 mod ksm_run;
 mod later;
 #[cfg(test)]
 mod man;
 mod run;
 mod say;
+mod start;
+mod store_report;
 mod store_run;
+mod summary_file;
+mod watch;
 
 /// Wrong usage.
 const USAGE: u8 = 2;
