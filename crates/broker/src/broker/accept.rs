@@ -1,5 +1,7 @@
 //! Who comes to the broker's socket: helpers that introduce themselves, and library callers.
 
+use std::time::Duration;
+
 use abi::wire::Message;
 use kernel::{Pid, Pidfd, PidfdError};
 
@@ -8,6 +10,8 @@ use crate::member::{Host, Member, Refused, first_packet, introduce};
 use crate::order::Queue;
 use crate::reception::{is_greeting, receive_caller};
 
+/// For how long a process may be without memory before it is seen to have ended.
+const ENDING: Duration = Duration::from_secs(1);
 /// Refused helpers that are remembered, with their reasons.
 const REFUSED_MAX: usize = 256;
 
@@ -40,8 +44,9 @@ impl Broker {
                 let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
                 let introduced = introduce(link, first, host);
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
-                let elsewhere = matches!(introduced, Err(Refused::OtherNamespace));
-                if introduced.is_err() && !elsewhere && said.is_some_and(has_ended) {
+                if let Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) = introduced
+                    && said.is_some_and(ends)
+                {
                     return;
                 }
                 let _ = introducer.send((said, introduced));
@@ -84,9 +89,10 @@ impl Broker {
     }
 }
 
-fn has_ended(pid: Pid) -> bool {
+/// True for a process that has ended, or is about to: its memory goes first.
+fn ends(pid: Pid) -> bool {
     match Pidfd::open(pid) {
-        Ok(process) => process.exited().unwrap_or(false),
+        Ok(process) => process.wait_exited(ENDING).unwrap_or(false),
         Err(error) => matches!(error, PidfdError::Gone),
     }
 }
