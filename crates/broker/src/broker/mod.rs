@@ -43,7 +43,7 @@ pub use handle::BrokerHandle;
 const INDEX_PAGES: u64 = 1 << 27;
 /// How often the members' mappings are read for the books.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
-/// The same while much has been merged since the last time.
+/// The same at least, in a run that has merged since the last time and is not eight seconds old.
 const SAMPLE_SOON: Duration = Duration::from_millis(200);
 /// One partition, its members, and what is known of their pages.
 pub struct Broker {
@@ -210,9 +210,10 @@ impl Broker {
                 self.tick();
                 next_tick = Instant::now() + interval;
             }
-            // What a short run saves is gone with it: looked at sooner while most of what is merged has not been seen.
-            let unseen = self.totals.merges > 2 * self.merges_sampled;
-            let sample_every = if unseen { SAMPLE_SOON } else { SAMPLE_EVERY };
+            // What a short run saves is gone with it: a young one looks more often at what it has merged.
+            let unseen = self.totals.merges > self.merges_sampled;
+            let sample_every =
+                if unseen { (self.started.elapsed() / 4).clamp(SAMPLE_SOON, SAMPLE_EVERY) } else { SAMPLE_EVERY };
             if self.sampled.elapsed() >= sample_every && !(self.members.is_empty() && self.quiet.is_empty()) {
                 self.take_sample();
             }
