@@ -1,11 +1,19 @@
 //! The agent's files: the image that this binary carries, and the table of system-call sites for this machine's libc.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::error::BrokerError;
+
+/// A launcher has made and locked its folder within this time.
+const MADE_BY_NOW: Duration = Duration::from_secs(60);
 
 static IMAGE: &[u8] = include_bytes!(env!("PAGEFOLD_AGENT_IMAGE"));
 
@@ -21,6 +29,8 @@ pub fn image_bytes() -> &'static [u8] {
 #[derive(Debug)]
 pub struct AgentFiles {
     folder: PathBuf,
+    /// The folder, locked for as long as this process lives: who finds it unlocked knows that it was left behind.
+    _held: OwnedFd,
 }
 
 impl AgentFiles {
@@ -56,8 +66,16 @@ impl AgentFiles {
         if forbids_execution(base) {
             return Err(fail(base)(std::io::Error::other("the file system is mounted noexec")));
         }
+        remove_left_behind(base);
         fs::DirBuilder::new().mode(0o755).create(&folder).map_err(fail(&folder))?;
-        let files = Self { folder };
+        let held = match lock(&folder) {
+            Ok(held) => held,
+            Err(error) => {
+                let _ = fs::remove_dir(&folder);
+                return Err(fail(&folder)(error));
+            }
+        };
+        let files = Self { folder, _held: held };
         for (path, content) in [(files.image(), IMAGE), (files.sites(), sites)] {
             let mut file = fs::OpenOptions::new();
             let mut file = file.write(true).create_new(true).mode(0o644).open(&path).map_err(fail(&path))?;
@@ -91,6 +109,46 @@ impl Drop for AgentFiles {
     }
 }
 
+fn lock(folder: &Path) -> std::io::Result<OwnedFd> {
+    let held = rustix::fs::open(folder, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::flock(&held, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(held)
+}
+
+/// Removes folders of launchers that were killed: this user's, of nobody who lives, and named by no process that goes
+/// on without its launcher and would hear the loader complain.
+fn remove_left_behind(base: &Path) {
+    let Ok(entries) = fs::read_dir(base) else { return };
+    for folder in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ours = name.strip_prefix("pagefold-").is_some_and(|hex| u64::from_str_radix(hex, 16).is_ok());
+        let Ok(found) = fs::symlink_metadata(&folder) else { continue };
+        // One that is being made is not locked yet.
+        let old = found.modified().is_ok_and(|then| then.elapsed().is_ok_and(|age| age > MADE_BY_NOW));
+        if !ours || !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || !old {
+            continue;
+        }
+        let Ok(held) = lock(&folder) else { continue };
+        if named_by_a_process(&folder) {
+            continue;
+        }
+        for file in ["agent.so", "sites"] {
+            let _ = rustix::fs::unlinkat(&held, file, rustix::fs::AtFlags::empty());
+        }
+        // If it holds anything else it is not ours after all.
+        let _ = fs::remove_dir(&folder);
+    }
+}
+
+fn named_by_a_process(folder: &Path) -> bool {
+    let name = folder.as_os_str().as_encoded_bytes();
+    let Ok(processes) = fs::read_dir("/proc") else { return true };
+    processes.filter_map(Result::ok).any(|process| {
+        fs::read(process.path().join("environ"))
+            .is_ok_and(|variables| variables.windows(name.len()).any(|window| window == name))
+    })
+}
+
 fn forbids_execution(base: &Path) -> bool {
     rustix::fs::statvfs(base).is_ok_and(|about| about.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
 }
@@ -103,7 +161,10 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
     let reason = |reason: String| BrokerError::Sites { reason };
     let maps = kernel::maps::read(kernel::Pid::this()).map_err(|error| reason(error.to_string()))?;
     let mut objects = Vec::new();
-    for path in maps.iter().filter(|vma| vma.exec && vma.inode != 0).map(|vma| vma.name.clone()) {
+    let mut seen = HashSet::new();
+    // Where libc's text has been patched, each patched piece is a mapping of its own.
+    let files = maps.iter().filter(|vma| vma.exec && vma.inode != 0);
+    for path in files.filter(|vma| seen.insert((vma.dev_major, vma.dev_minor, vma.inode))).map(|vma| vma.name.clone()) {
         let path = PathBuf::from(path);
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let libc = name.starts_with("libc.so") || name.starts_with("libc-");
@@ -124,4 +185,49 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
         )));
     }
     Ok(proof::encode(&objects))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn what_a_killed_launcher_left_is_removed_and_nothing_else() {
+        let base = std::env::temp_dir().join(format!("pagefold-image-{}", std::process::id()));
+        let make = |name: &str, minutes: u64| {
+            let folder = base.join(name);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("sites"), "").unwrap();
+            let then = SystemTime::now() - Duration::from_secs(60 * minutes);
+            fs::File::open(&folder).unwrap().set_modified(then).unwrap();
+            folder
+        };
+        let left = make("pagefold-00000000000000aa", 5);
+        let new = make("pagefold-00000000000000ab", 0);
+        let held = make("pagefold-00000000000000ac", 5);
+        let lock = lock(&held).unwrap();
+        let named = make("pagefold-00000000000000ad", 5);
+        let mut survivor =
+            std::process::Command::new("sleep").arg("60").env("LD_PRELOAD", named.join("agent.so")).spawn().unwrap();
+        let other = make("pagefold-notes", 5);
+        let full = make("pagefold-00000000000000ae", 5);
+        fs::write(full.join("notes"), "").unwrap();
+        fs::File::open(&full).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let link = base.join("pagefold-00000000000000af");
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        remove_left_behind(&base);
+        assert!(!left.exists());
+        for kept in [&new, &held, &named, &other, &link] {
+            assert!(kept.join("sites").exists(), "{}", kept.display());
+        }
+        assert!(full.join("notes").exists());
+        survivor.kill().unwrap();
+        survivor.wait().unwrap();
+        drop(lock);
+        remove_left_behind(&base);
+        assert!(!held.exists() && !named.exists());
+        fs::remove_dir_all(base).unwrap();
+    }
 }

@@ -44,8 +44,8 @@ pub(crate) enum Refused {
     OtherUser { uid: u32 },
     #[error("its control area has version {version}")]
     Version { version: u32 },
-    #[error("process {member} does not have its control area mapped where it says")]
-    NotInMember { member: Pid },
+    #[error("it does not have its control area mapped where it says")]
+    NotInMember,
     #[error("it lives in a process namespace that cannot be seen from here")]
     OtherNamespace,
     #[error("it broke off or sent something else")]
@@ -56,8 +56,8 @@ pub(crate) enum Refused {
     NoUserfault { errno: u32 },
     #[error("this kernel's userfaultfd lacks MOVE, so live merging is not possible (Linux 6.8 has it)")]
     NoMove,
-    #[error(transparent)]
-    Kernel(#[from] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{0}")]
+    Kernel(String),
 }
 
 impl Refused {
@@ -69,8 +69,25 @@ impl Refused {
         }
     }
 
-    fn kernel(error: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Kernel(Box::new(error))
+    /// What the kernel said, to the bottom, and what helps where that is known. Without the process's number: the same
+    /// is the same for every process, and is told once.
+    fn kernel(error: impl std::error::Error + 'static) -> Self {
+        let mut text = error.to_string();
+        let mut next = error.source();
+        while let Some(inner) = next {
+            text.push_str(&format!(": {inner}"));
+            let number = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+            if number == Some(rustix::io::Errno::MFILE.raw_os_error()) {
+                text.push_str("; raise ulimit -n");
+            }
+            next = inner.source();
+        }
+        let mut pieces = text.split("process ");
+        let first = pieces.next().unwrap_or_default().to_owned();
+        Self::Kernel(pieces.fold(first, |text, piece| {
+            let rest = piece.trim_start_matches(|letter: char| letter.is_ascii_digit());
+            if rest.len() < piece.len() { text + "that process" + rest } else { text + "process " + piece }
+        }))
     }
 }
 
@@ -269,6 +286,10 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         // From a process namespace that is not ours: 0 would mean this very process wherever it is used.
         return Err(Refused::OtherNamespace);
     }
+    // It says a number of its own namespace, which here is nobody's or somebody else's.
+    if status::namespaces_below(peer.pid).map_err(Refused::kernel)? > 0 {
+        return Err(Refused::OtherNamespace);
+    }
     let control_fd = fds.pop().ok_or(Refused::Broken)?;
     let area = SharedMap::<Control>::map(control_fd.as_fd()).map_err(Refused::kernel)?;
     let pid = Pid(i32::try_from(member).map_err(|_too_large| Refused::Broken)?);
@@ -282,7 +303,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         return Err(Refused::OtherUser { uid: owner.uid.effective });
     }
     if !maps_here(pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? {
-        return Err(Refused::NotInMember { member: pid });
+        return Err(Refused::NotInMember);
     }
     // Opened first: whatever the helper executes later, these stay with the memory that is compared here.
     let memory = MemoryFile::open(peer.pid).map_err(Refused::kernel)?;
@@ -292,7 +313,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         // A kernel without kcmp: then the helper has it mapped there as well.
         Err(ProcError::NotSupported { .. })
             if maps_here(peer.pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? => {}
-        _ => return Err(Refused::NotInMember { member: pid }),
+        _ => return Err(Refused::NotInMember),
     }
 
     let welcome = Message::Welcome { device: u32::from(host.device.is_some()) };
@@ -402,4 +423,21 @@ fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, MemfdErro
     let (_, inode) = memfd::identity(file)?;
     let maps = maps::read(pid).unwrap_or_default();
     Ok(maps.iter().any(|vma| vma.range.start() == address && vma.inode == inode && vma.shared))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_the_kernel_said_and_no_number() {
+        let source = std::io::Error::from(rustix::io::Errno::MFILE);
+        let refused = Refused::kernel(kernel::PidfdError::Open { pid: Pid(4711), source });
+        assert_eq!(
+            refused.to_string(),
+            "cannot open a descriptor of that process: Too many open files (os error 24); raise ulimit -n"
+        );
+        let denied = Refused::kernel(ProcError::NotSupported { interface: "process descriptors" });
+        assert_eq!(denied.to_string(), "the kernel has no process descriptors");
+    }
 }

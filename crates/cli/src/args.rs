@@ -146,7 +146,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_enum, default_value_t = Check::Auto)]
     pub(crate) check: Check,
     /// Merge what has stayed unwritten for so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) stable: f64,
     /// Most MiB that the page store may take.
     #[arg(long, value_name = "MIB")]
@@ -158,7 +158,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) quiet: bool,
     /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::args::{DemoArgs, DemoPart};
 use crate::demo_ksm::{PartB, PartBOptions, part_b};
 use crate::demo_store::{PartA, part_a};
+use crate::say;
 
 /// What `--json` prints; the store's saving at the top.
 #[derive(Serialize)]
@@ -30,13 +31,13 @@ pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let document =
         Document { bytes_saved: store.as_ref().map_or(0, |part| part.bytes_saved), digests_equal, store, ksm };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
     } else {
         if let Some(part) = &document.store {
-            print!("{}", part.table());
+            say::answer(&part.table().to_string())?;
         }
         if let Some(part) = &document.ksm {
-            println!("{part}");
+            say::answer(&format!("{part}\n"))?;
         }
     }
     Ok(if document.digests_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })

@@ -13,6 +13,7 @@ use ksm::{DriveSettings, KsmSysfs, Layout, Pace, Rate, StackLimit};
 use serde::Serialize;
 
 use crate::ksm_run::Driven;
+use crate::say;
 
 const PYTHON_WORKER: &str = include_str!("demo_worker.py");
 const NODE_WORKER: &str = include_str!("demo_worker.js");
@@ -192,13 +193,13 @@ fn round(
     files: &[PathBuf],
     options: PartBOptions,
 ) -> anyhow::Result<Round> {
-    let say = |text: fmt::Arguments<'_>| {
+    let tell = |text: fmt::Arguments<'_>| {
         if !options.quiet {
-            eprintln!("{name} layout: {text}");
+            say::lines(&format!("{name} layout: {text}\n"));
         }
     };
     let base = anonymous_and_shared()?;
-    say(format_args!("{} workers load their data", options.workers));
+    tell(format_args!("{} workers load their data", options.workers));
     let mut workers = Vec::new();
     for _ in 0..options.workers {
         workers.push(Worker::start(interpreter, files, layout)?);
@@ -208,7 +209,7 @@ fn round(
     }
     let growth = anonymous_and_shared()?.saturating_sub(base);
     let pss = pss_of(&workers)?;
-    say(format_args!("{:.0} MiB of memory; now they work, and ksmd merges", mib(growth)));
+    tell(format_args!("{:.0} MiB of memory; now they work, and ksmd merges", mib(growth)));
 
     let began = Instant::now();
     // Somebody is watching: no slower pace for the rest.
@@ -238,7 +239,7 @@ fn round(
     let settled = driven.drive.settled();
     driven.finish()?;
 
-    say(format_args!("{:.0} MiB are left; every worker checks all that it holds", mib(growth_after)));
+    tell(format_args!("{:.0} MiB are left; every worker checks all that it holds", mib(growth_after)));
     for worker in &mut workers {
         worker.tell("check")?;
     }

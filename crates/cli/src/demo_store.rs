@@ -161,7 +161,7 @@ pub(crate) fn part_a(args: &DemoArgs) -> anyhow::Result<PartA> {
     let partition = Partition::open("demo", Flags::default())?;
     let say = |text: &str| {
         if !args.json {
-            eprintln!("store part: {text}");
+            crate::say::lines(&format!("store part: {text}\n"));
         }
     };
     say(&format!("{} workers load {} MiB each", args.workers, args.size));

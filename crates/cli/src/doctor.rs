@@ -1,11 +1,13 @@
 //! `pagefold doctor`: what this kernel and this user's rights allow.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use kernel::probe::{Features, State};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
+use crate::say;
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -31,27 +33,35 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
             retake: features.retake().is_ok(),
             drive_ksm: features.drive_ksm().is_ok(),
         };
-        println!("{}", serde_json::to_string_pretty(&document)?);
+        say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("Linux {kernel}\n");
+    say::answer(&table(&features, &kernel)?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(features: &Features, kernel: &str) -> Result<String, std::fmt::Error> {
+    let mut text = format!("Linux {kernel}\n\n");
     let width = features.list().iter().map(|feature| feature.name.text().len()).max().unwrap_or(0);
     for feature in features.list() {
         let name = feature.name.text();
         match &feature.state {
-            State::Yes { .. } => println!("  yes  {name:width$}  {}", feature.needed_for),
+            State::Yes { .. } => writeln!(text, "  yes  {name:width$}  {}", feature.needed_for)?,
             State::No { reason, remedy } => {
-                println!("  no   {name:width$}  {}", feature.needed_for);
-                println!("       {:width$}  {reason}", "");
-                println!("       {:width$}  -> {remedy}", "");
+                writeln!(text, "  no   {name:width$}  {}", feature.needed_for)?;
+                writeln!(text, "       {:width$}  {reason}", "")?;
+                writeln!(text, "       {:width$}  -> {remedy}", "")?;
             }
-            other => {
-                println!("  ?    {name:width$}  {}", feature.needed_for);
-                println!("       {:width$}  {other:?}", "");
+            State::Unknown { reason, remedy } => {
+                writeln!(text, "  ?    {name:width$}  {}", feature.needed_for)?;
+                writeln!(text, "       {:width$}  {reason}", "")?;
+                if !remedy.is_empty() {
+                    writeln!(text, "       {:width$}  -> {remedy}", "")?;
+                }
             }
         }
     }
-    println!();
+    writeln!(text)?;
     for (what, verdict) in [
         ("merging live (run, library)", features.live_merge()),
         ("merging memory at rest (library)", features.rest_merge()),
@@ -60,9 +70,10 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         ("driving kernel KSM (run --backend ksm)", features.drive_ksm()),
     ] {
         match verdict {
-            Ok(()) => println!("  can   {what}"),
-            Err(missing) => println!("  can't {what}: {}; {}", missing.reason, missing.remedy),
+            Ok(()) => writeln!(text, "  can   {what}")?,
+            Err(missing) if missing.remedy.is_empty() => writeln!(text, "  can't {what}: {}", missing.reason)?,
+            Err(missing) => writeln!(text, "  can't {what}: {}; {}", missing.reason, missing.remedy)?,
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(text)
 }

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
+use crate::say::note;
+
 /// Says so.
 pub(crate) fn say(name: &str) -> ExitCode {
-    eprintln!("pagefold: `{name}` is not built yet; `pagefold --help` lists what is");
+    note(format_args!("`{name}` is not built yet; `pagefold --help` lists what is"));
     ExitCode::from(crate::NOT_HERE)
 }

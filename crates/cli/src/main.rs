@@ -1,5 +1,7 @@
 //! The pagefold command: words, tables, progress, JSON.
 #![forbid(unsafe_code)]
+// They panic when nobody reads: see `say`.
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 use std::process::ExitCode;
 
@@ -11,12 +13,18 @@ mod demo_ksm;
 mod demo_store;
 mod demo_worker;
 mod doctor;
+mod ksm_report;
 mod ksm_run;
 mod later;
 #[cfg(test)]
 mod man;
 mod run;
+mod say;
+mod start;
+mod store_report;
 mod store_run;
+mod summary_file;
+mod watch;
 
 /// Wrong usage.
 const USAGE: u8 = 2;
@@ -43,8 +51,12 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to stdout and are no failure.
             let code = if error.use_stderr() { USAGE } else { 0 };
-            let _ = error.print();
-            ExitCode::from(code)
+            match error.print() {
+                Err(unwritten) if code == 0 && unwritten.kind() != std::io::ErrorKind::BrokenPipe => {
+                    finish(Err(anyhow::Error::new(unwritten).context("cannot write to stdout")))
+                }
+                _ => ExitCode::from(code),
+            }
         }
     }
 }
@@ -61,7 +73,7 @@ fn dispatch(command: args::Command) -> anyhow::Result<ExitCode> {
 fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         let missing = error.downcast_ref::<kernel::probe::Missing>().is_some();
-        eprintln!("pagefold: {error:#}");
+        say::note(format_args!("{error:#}"));
         ExitCode::from(if missing { NOT_HERE } else { 1 })
     })
 }

@@ -30,7 +30,7 @@ Not permitted or not supported here, or a command that is not built yet. The mes
 .PP
 \fBrun\fR ends as the command ended: with its status, or by the signal that killed it. Its own failures are those of \fBenv\fR(1): 125 if \fBpagefold\fR itself failed, 126 if the command cannot be executed, 127 if there is no such command. A command that cannot be managed is no failure: it runs unmerged.
 .SH SIGNALS
-\fBrun\fR passes SIGINT, SIGTERM, SIGHUP and SIGQUIT on to the command when another process sent them; those of the terminal reach the command by themselves. SIGUSR1 prints the state on standard error.
+\fBrun\fR passes every signal that it can take on to the command when another process sent it, but SIGUSR1, which prints the state on standard error, SIGCHLD, and the stop signals of job control. Those of the terminal reach the command by themselves.
 .SH ENVIRONMENT
 .TP
 \fBLD_PRELOAD\fR

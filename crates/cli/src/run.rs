@@ -4,18 +4,17 @@ use std::process::ExitCode;
 
 use crate::args::{Backend, LayoutArg, RunArgs, Scope};
 use crate::ksm_run::{self, KsmRun};
+use crate::say;
 use crate::store_run;
 
 /// Runs the command.
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     if !(0.0..=3600.0).contains(&args.stable) {
-        eprintln!("pagefold: --stable takes 0 to 3600 seconds");
+        say::note("--stable takes 0 to 3600 seconds");
         return Ok(ExitCode::from(crate::USAGE));
     }
     if args.scope == Scope::All && args.backend == Backend::Store {
-        eprintln!(
-            "pagefold: --scope all is not built yet for the store; --backend ksm merges all memory of any program"
-        );
+        say::note("--scope all is not built yet for the store; --backend ksm merges all memory of any program");
         return Ok(ExitCode::from(crate::NOT_HERE));
     }
     match args.backend {

@@ -4,77 +4,63 @@
 //! said once, with the way out.
 
 use std::ffi::OsString;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use broker::{AgentFiles, Broker, BrokerHandle, CheckChoice, Settings, Summary};
-use kernel::launch::{Launch, LaunchError, Launched};
+use broker::{AgentFiles, Broker, BrokerError, BrokerHandle, CheckChoice, Settings};
+use kernel::launch::{LaunchError, Launched};
 use kernel::probe::Missing;
-use kernel::signals::{self, SignalFd};
-use kernel::{Pid, Signal};
+use kernel::signals;
+use kernel::{Pid, Seqpacket};
 use ksm::{Layout, StackLimit};
 
 use crate::args::{Check, LayoutArg, RunArgs};
-use crate::ksm_run::{pass_on, replace};
+use crate::say;
+use crate::start::{Ready, not_started, told};
+use crate::store_report::Reporter;
+use crate::watch::{Seen, Watch, pass_on};
 
 /// The hidden subcommand under which this binary is its own guardian.
 pub(crate) const GUARDIAN: &str = "store-guardian";
 
-const FAILED: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 const SUMMARY_EVERY: Duration = Duration::from_secs(10);
+/// For a command that cannot be started for want of something.
+const TRIES: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(20);
+/// Where the agent finds its broker: `NAME:SECRET:SITES`.
+const AGENT_VARIABLE: &str = "PAGEFOLD_AGENT";
 
 /// Runs the command.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let summary_file = match args.summary.as_deref().map(SummaryFile::open).transpose() {
-        Ok(file) => file,
-        Err(error) => {
-            eprintln!("pagefold: {error:#}");
-            return Ok(ExitCode::from(FAILED));
-        }
+    let ready = match Ready::get(args.summary.as_deref()) {
+        Ok(ready) => ready,
+        Err(status) => return Ok(status),
     };
-    let signals = SignalFd::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::CHILD])
-        .context("cannot take signals")?;
-    // Helpers are adopted by this process, not by the program that they serve.
-    kernel::task::set_child_subreaper(true).context("cannot become a child subreaper")?;
     let say = |text: &str| {
         if !args.quiet {
-            eprintln!("pagefold: {text}");
+            say::note(text);
         }
     };
-    let unmanaged = args.command.first().and_then(unmanageable);
-    if let Some(reason) = &unmanaged {
+    let unmanageable = args.command.first().and_then(unmanageable);
+    if let Some(reason) = &unmanageable {
         say(&format!("the command runs unmanaged: {reason}"));
     }
-    let (managed, launched) = match start(args, &signals, &say) {
+    let (managed, launched) = match start(args, &ready, &say) {
         Ok(started) => started,
-        Err(error) => {
-            let status = match &error {
-                LaunchError::Exec { source, .. } if source.kind() == io::ErrorKind::NotFound => NOT_FOUND,
-                LaunchError::Exec { .. } => NOT_EXECUTABLE,
-                _ => FAILED,
-            };
-            eprintln!("pagefold: {:#}", anyhow::Error::new(error));
-            if let Some(file) = summary_file {
-                file.remove();
-            }
-            return Ok(ExitCode::from(status));
-        }
+        Err(error) => return Ok(not_started(error)),
     };
-    let mut report = Reporter {
-        managed: managed.as_ref(),
-        file: summary_file,
-        quiet: args.quiet,
+    let reporter = Reporter {
+        broker: managed.as_ref().map(|managed| &managed.broker),
+        file: ready.summary.as_ref(),
         args,
-        unmanaged: unmanaged.is_some(),
+        unmanaged: unmanageable.is_some(),
     };
-    let status = report.watch(launched, &signals)?;
-    report.end();
+    reporter.write();
+    let status = watch(&mut Watch::new(launched, &ready.signals), &reporter)?;
+    reporter.end();
     if let Some(Managed { broker, files }) = managed {
         // Helpers leave with the broker; what is then still below this process are the command's own.
         drop(broker);
@@ -84,6 +70,23 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(pass_on(status))
+}
+
+/// Runs until the command has ended.
+fn watch(watch: &mut Watch<'_>, reporter: &Reporter<'_>) -> anyhow::Result<ExitStatus> {
+    let mut next = Instant::now() + SUMMARY_EVERY;
+    loop {
+        match watch.look()? {
+            Seen::Ended(status) => return Ok(status),
+            Seen::Runs { asked: true } => reporter.state(),
+            Seen::Runs { asked: false } => {}
+        }
+        if Instant::now() >= next {
+            next += SUMMARY_EVERY;
+            reporter.write();
+        }
+        watch.wait(next)?;
+    }
 }
 
 /// The broker and the agent's files.
@@ -100,32 +103,16 @@ fn unmanageable(program: &OsString) -> Option<String> {
     }
 }
 
-fn start(args: &RunArgs, signals: &SignalFd, say: &dyn Fn(&str)) -> Result<(Option<Managed>, Launched), LaunchError> {
-    let managed = match manage(args) {
+/// Starts the command, managed if that can be had.
+fn start(args: &RunArgs, ready: &Ready, say: &dyn Fn(&str)) -> Result<(Option<Managed>, Launched), LaunchError> {
+    let outer = OuterRun::find();
+    let managed = match manage(args, outer.as_ref()) {
         Ok(managed) => Some(managed),
         Err(error) => {
-            let way_out = error
-                .downcast_ref::<Missing>()
-                .map_or_else(String::new, |missing| format!("; way out: {}, or --backend ksm", missing.remedy));
-            say(&format!("the command runs unmanaged: {error:#}{way_out}"));
+            say(&format!("the command runs unmanaged: {error:#}{}", way_out(&error)));
             None
         }
     };
-    let (program, arguments) = args.command.split_first().ok_or_else(|| LaunchError::Exec {
-        program: OsString::new(),
-        source: io::Error::from(io::ErrorKind::NotFound),
-    })?;
-    let mut command = Command::new(program);
-    command.args(arguments);
-    signals.restore_in(&mut command);
-    if let Some(managed) = &managed {
-        managed.lead_in(&mut command);
-    }
-    let mut launch = Launch::new(command);
-    // ksmd must not compete for the same pages; a kernel without KSM has nothing to switch off.
-    if kernel::ksm_sysfs::memory_merge().is_ok_and(|on| on) {
-        launch.memory_merge(false);
-    }
     let layout = match args.layout {
         LayoutArg::Shared => Layout::inherited().map_or_else(Layout::draw, Ok).unwrap_or_else(|error| {
             say(&format!("no shared layout: {error:#}"));
@@ -133,11 +120,102 @@ fn start(args: &RunArgs, signals: &SignalFd, say: &dyn Fn(&str)) -> Result<(Opti
         }),
         LayoutArg::Default => Layout::Default,
     };
-    let (launched, _) = layout.spawn(launch, StackLimit::PutBack)?;
-    Ok((managed, launched))
+    let error = match spawn(ready, args, managed.as_ref(), outer.as_ref(), layout) {
+        Err(error) if error.is_scarcity() => error,
+        spawned => return spawned.map(|launched| (managed, launched)),
+    };
+    // The broker has what the command lacks, or the layout takes it.
+    if managed.is_some() || layout != Layout::Default {
+        say(&format!("the command runs unmanaged, since with the broker too little is left: {}", told(&error)));
+    }
+    drop(managed);
+    let mut last = error;
+    for _ in 0..TRIES {
+        // What was begun and given up may take a moment to end.
+        signals::reap_others(Pid(0));
+        std::thread::sleep(MOMENT);
+        match spawn(ready, args, None, outer.as_ref(), Layout::Default) {
+            Err(error) if error.is_scarcity() => last = error,
+            spawned => return spawned.map(|launched| (None, launched)),
+        }
+    }
+    Err(last)
 }
 
-fn manage(args: &RunArgs) -> anyhow::Result<Managed> {
+fn spawn(
+    ready: &Ready,
+    args: &RunArgs,
+    managed: Option<&Managed>,
+    outer: Option<&OuterRun>,
+    layout: Layout,
+) -> Result<Launched, LaunchError> {
+    let mut launch = ready.launch(&args.command)?;
+    if let Some(managed) = managed {
+        let mut preload = managed.files.image().into_os_string();
+        if let Some(own) = preloaded(outer) {
+            preload.push(":");
+            preload.push(own);
+        }
+        launch.command().env("LD_PRELOAD", preload).env(AGENT_VARIABLE, managed.variable());
+    }
+    // ksmd must not compete for the same pages; a kernel without KSM has nothing to switch off.
+    if kernel::ksm_sysfs::memory_merge().is_ok_and(|on| on) {
+        launch.memory_merge(false);
+    }
+    layout.spawn(launch, StackLimit::PutBack).map(|(launched, _)| launched)
+}
+
+/// What the user preloads, without the agent of a run that has ended.
+fn preloaded(outer: Option<&OuterRun>) -> Option<OsString> {
+    let own = std::env::var_os("LD_PRELOAD")?;
+    let dead = outer.and_then(|outer| outer.sites.parent());
+    let kept = own.to_str().map(|text| {
+        let words = text.split([':', ' ']).filter(|word| !word.is_empty() && Path::new(word).parent() != dead);
+        OsString::from(words.collect::<Vec<_>>().join(":"))
+    });
+    Some(kept.unwrap_or(own)).filter(|words| !words.is_empty())
+}
+
+/// The way out of what keeps a command from being managed.
+fn way_out(error: &anyhow::Error) -> String {
+    let missing = error.downcast_ref::<Missing>().map(|missing| missing.remedy.as_str());
+    let remedy = match error.downcast_ref::<BrokerError>() {
+        Some(BrokerError::Agent { .. }) => {
+            "XDG_RUNTIME_DIR or TMPDIR with a folder that can be written and executed from"
+        }
+        _ => missing.unwrap_or_default(),
+    };
+    match (missing, remedy) {
+        (None, "") => String::new(),
+        (_, "") => "; way out: --backend ksm".to_owned(),
+        (_, remedy) => format!("; way out: {remedy}, or --backend ksm"),
+    }
+}
+
+/// A run with the store that this process is itself a part of, as the environment tells.
+struct OuterRun {
+    name: String,
+    sites: PathBuf,
+}
+
+impl OuterRun {
+    fn find() -> Option<Self> {
+        let variable = std::env::var(AGENT_VARIABLE).ok()?;
+        let mut words = variable.splitn(3, ':');
+        let (name, _secret, sites) = (words.next()?, words.next()?, words.next()?);
+        Some(Self { name: name.to_owned(), sites: sites.into() })
+    }
+
+    /// True if its broker is still there: what a run has left behind names one that has ended.
+    fn goes_on(&self) -> bool {
+        Seqpacket::connect_abstract(self.name.as_bytes()).is_ok()
+    }
+}
+
+fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
+    if outer.is_some_and(OuterRun::goes_on) {
+        anyhow::bail!("it is inside a pagefold run already, whose partition it belongs to");
+    }
     kernel::probe::Features::probe().live_merge().map_err(anyhow::Error::new)?;
     let files = AgentFiles::write()?;
     let program = std::env::current_exe().context("cannot find this program for the guardian")?;
@@ -159,17 +237,6 @@ fn manage(args: &RunArgs) -> anyhow::Result<Managed> {
 }
 
 impl Managed {
-    /// Leads the agent into a command, and keeps what the user had.
-    fn lead_in(&self, command: &mut Command) {
-        let mut preload = self.files.image().into_os_string();
-        if let Some(own) = std::env::var_os("LD_PRELOAD").filter(|own| !own.is_empty()) {
-            preload.push(":");
-            preload.push(own);
-        }
-        command.env("LD_PRELOAD", preload);
-        command.env("PAGEFOLD_AGENT", self.variable());
-    }
-
     fn variable(&self) -> String {
         let sites = self.files.sites();
         let token = self.broker.token();
@@ -184,146 +251,6 @@ fn has_children() -> bool {
         .filter_map(Result::ok)
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
         .any(|children| !children.trim().is_empty())
-}
-
-struct Reporter<'a> {
-    managed: Option<&'a Managed>,
-    file: Option<SummaryFile>,
-    quiet: bool,
-    args: &'a RunArgs,
-    /// It was said already why nothing can be merged.
-    unmanaged: bool,
-}
-
-impl Reporter<'_> {
-    fn summary(&self) -> Summary {
-        let live = self.managed.and_then(|managed| managed.broker.summary().ok());
-        live.unwrap_or_else(|| Summary {
-            partition: self.args.partition.clone(),
-            backend: "store",
-            check: "none",
-            ..Summary::default()
-        })
-    }
-
-    /// Runs until the command has ended.
-    fn watch(&mut self, mut launched: Launched, signals: &SignalFd) -> anyhow::Result<ExitStatus> {
-        let mut next = Instant::now() + SUMMARY_EVERY;
-        loop {
-            while let Some(arrived) = signals.take().context("cannot read signals")? {
-                match arrived.signal {
-                    Signal::CHILD => {}
-                    Signal::USR1 => eprint!("{}", state(&self.summary())),
-                    // A key of the terminal has reached the command too, which is of the same process group.
-                    _ if arrived.sender.is_none() => {}
-                    signal => {
-                        let _ = launched.pidfd.send_signal(signal);
-                    }
-                }
-            }
-            if let Some(status) = launched.child.try_wait().context("cannot wait for the command")? {
-                return Ok(status);
-            }
-            signals::reap_others(launched.pid());
-            if Instant::now() >= next {
-                next += SUMMARY_EVERY;
-                self.write();
-            }
-            kernel::pidfd::poll_in(signals.as_fd(), Some(next.saturating_duration_since(Instant::now())))
-                .context("cannot wait for signals")?;
-        }
-    }
-
-    fn write(&self) {
-        if let Some(file) = &self.file
-            && let Err(error) = file.write(&self.summary())
-            && !self.quiet
-        {
-            eprintln!("pagefold: {error:#}");
-        }
-    }
-
-    /// The last line.
-    fn end(&self) {
-        self.write();
-        if self.quiet || self.managed.is_none() {
-            return;
-        }
-        let summary = self.summary();
-        for reason in &summary.helper_refused {
-            eprintln!("pagefold: a process was left alone: {reason}");
-        }
-        if summary.processes_ever == 0 && summary.helper_refused.is_empty() && !self.unmanaged {
-            eprintln!(
-                "pagefold: nothing was marked mergeable (madvise MADV_MERGEABLE), so nothing was merged; \
-                 --backend ksm merges all memory of any program"
-            );
-            return;
-        }
-        if summary.processes_ever == 0 {
-            return;
-        }
-        eprintln!(
-            "pagefold: {} pages merged in {} processes, {} saved at most, {} refused, longest wait {:.1} ms, CPU {:.2} s",
-            summary.merges + summary.retaken,
-            summary.processes_ever,
-            mib(summary.bytes_saved_peak),
-            summary.refused.total(),
-            summary.frozen_seconds.max * 1e3,
-            summary.cpu_seconds,
-        );
-    }
-}
-
-fn state(summary: &Summary) -> String {
-    let mut text = format!(
-        "pagefold: {} processes, {} managed, {} saved ({} at most), {} shared pages for {} more, {} zero pages, \
-         {} diverged, check {}\n",
-        summary.processes,
-        mib(summary.pages_managed * kernel::page_size()),
-        mib(summary.bytes_saved),
-        mib(summary.bytes_saved_peak),
-        summary.pages_shared,
-        summary.pages_sharing,
-        summary.zero_pages,
-        summary.diverged,
-        summary.check,
-    );
-    for (reason, pages) in &summary.refused.0 {
-        text.push_str(&format!("pagefold:   refused {pages}: {reason}\n"));
-    }
-    text
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
-/// The summary file, rewritten whole.
-struct SummaryFile {
-    path: PathBuf,
-}
-
-impl SummaryFile {
-    /// Makes sure before the start that it can be written.
-    fn open(path: &Path) -> anyhow::Result<Self> {
-        let file = Self { path: path.to_owned() };
-        replace(&file.path, b"{}\n").with_context(|| format!("cannot write the summary {}", path.display()))?;
-        Ok(file)
-    }
-
-    fn write(&self, summary: &Summary) -> anyhow::Result<()> {
-        let mut text = serde_json::to_vec_pretty(summary).context("cannot write the summary as JSON")?;
-        text.push(b'\n');
-        replace(&self.path, &text).with_context(|| format!("cannot write the summary {}", self.path.display()))
-    }
-
-    fn remove(&self) {
-        // A terminal or a device is nobody's to remove.
-        if self.path.is_file() {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
 
 /// The guardian's process: `pagefold store-guardian FD`.

@@ -51,7 +51,9 @@ pub fn spawn_with(mut launch: Launch, work: impl FnOnce(Pid) + Send) -> Result<(
     };
     std::thread::scope(|scope| {
         // Tracing belongs to a thread, and this one waits inside spawn() until the exec is through.
-        let tracer = scope.spawn(move || trace(told_thread, tell_child, work));
+        let tracer = std::thread::Builder::new()
+            .spawn_scoped(scope, move || trace(told_thread, tell_child, work))
+            .map_err(|source| LaunchError::Setup { what: "a thread", source })?;
         let spawned = launch.spawn();
         // Where no child was made, the thread still waits for one to speak.
         drop(tell_thread);

@@ -35,8 +35,25 @@ pub enum LaunchError {
     Pidfd(#[from] PidfdError),
 }
 
+impl LaunchError {
+    /// True if there were too few descriptors, processes or pages: with fewer of them in use the same command may start.
+    #[must_use]
+    pub fn is_scarcity(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+            if number.is_some_and(|errno| matches!(errno, libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOMEM)) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+}
+
 /// The steps between fork and exec, as the child reports which failed.
-const STEPS: [&str; 4] = ["inherited descriptors", "the personality", "the stack limit", "samepage merging"];
+const STEPS: [&str; 5] =
+    ["inherited descriptors", "the personality", "the stack limit", "samepage merging", "the limit of open files"];
 
 /// A started command.
 #[derive(Debug)]
@@ -62,6 +79,7 @@ pub struct Launch {
     no_randomization: bool,
     soft_stack_limit: Option<Bytes>,
     memory_merge: Option<bool>,
+    soft_open_files: Option<u64>,
     inherited: Vec<OwnedFd>,
 }
 
@@ -69,7 +87,14 @@ impl Launch {
     /// Starts from a command with its arguments, environment, directory and streams.
     #[must_use]
     pub fn new(command: Command) -> Self {
-        Self { command, no_randomization: false, soft_stack_limit: None, memory_merge: None, inherited: Vec::new() }
+        Self {
+            command,
+            no_randomization: false,
+            soft_stack_limit: None,
+            memory_merge: None,
+            soft_open_files: None,
+            inherited: Vec::new(),
+        }
     }
 
     /// The command, to change it.
@@ -95,6 +120,12 @@ impl Launch {
         self
     }
 
+    /// Sets the soft limit of open files, for a launcher that has raised its own.
+    pub fn soft_open_files(&mut self, limit: u64) -> &mut Self {
+        self.soft_open_files = Some(limit);
+        self
+    }
+
     /// Lets the command inherit a descriptor under the number that it has here, which is returned.
     pub fn inherit(&mut self, fd: OwnedFd) -> RawFd {
         let number = fd.as_raw_fd();
@@ -115,6 +146,7 @@ impl Launch {
             no_randomization: self.no_randomization,
             soft_stack_limit: self.soft_stack_limit,
             memory_merge: self.memory_merge,
+            soft_open_files: self.soft_open_files,
         };
         // SAFETY: the closure makes system calls only; what it uses was allocated before the fork.
         unsafe {
@@ -160,6 +192,7 @@ struct Plan {
     no_randomization: bool,
     soft_stack_limit: Option<Bytes>,
     memory_merge: Option<bool>,
+    soft_open_files: Option<u64>,
 }
 
 impl Plan {
@@ -182,21 +215,30 @@ impl Plan {
             }
         }
         if let Some(soft) = self.soft_stack_limit {
-            let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-            // SAFETY: the structure is writable and lives until the call returns.
-            if unsafe { libc::getrlimit64(libc::RLIMIT_STACK, &raw mut limit) } == -1 {
-                return Err(failed(2));
-            }
-            limit.rlim_cur = soft.0;
-            // SAFETY: the structure is readable and lives until the call returns.
-            if unsafe { libc::setrlimit64(libc::RLIMIT_STACK, &raw const limit) } == -1 {
-                return Err(failed(2));
-            }
+            set_soft(libc::RLIMIT_STACK, soft.0).map_err(|error| (2, error))?;
         }
         if let Some(on) = self.memory_merge {
             crate::ksm_sysfs::prctl_memory_merge(on).map_err(|error| (3, error))?;
         }
+        if let Some(soft) = self.soft_open_files {
+            set_soft(libc::RLIMIT_NOFILE, soft).map_err(|error| (4, error))?;
+        }
         Ok(())
+    }
+}
+
+/// Sets a soft limit of this process. Makes system calls only.
+fn set_soft(resource: libc::__rlimit_resource_t, soft: u64) -> io::Result<()> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is writable and lives until the call returns.
+    if unsafe { libc::getrlimit64(resource, &raw mut limit) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = soft;
+    // SAFETY: the structure is readable and lives until the call returns.
+    match unsafe { libc::setrlimit64(resource, &raw const limit) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
@@ -294,5 +336,21 @@ mod tests {
         launch.soft_stack_limit(Bytes(hard + 1));
         let error = launch.spawn().unwrap_err();
         assert!(matches!(error, LaunchError::Setup { what: "the stack limit", .. }), "{error:?}");
+        assert!(!error.is_scarcity());
+    }
+
+    #[test]
+    fn scarcity_is_seen_below_whatever_wraps_it() {
+        let scarce = || io::Error::from_raw_os_error(libc::EMFILE);
+        assert!(LaunchError::Exec { program: "x".into(), source: scarce() }.is_scarcity());
+        assert!(LaunchError::Pidfd(PidfdError::Open { pid: Pid(1), source: scarce() }).is_scarcity());
+        assert!(!LaunchError::Exec { program: "x".into(), source: io::ErrorKind::NotFound.into() }.is_scarcity());
+    }
+
+    #[test]
+    fn a_command_has_the_limit_of_open_files_that_was_asked_for() {
+        let mut launch = shell("ulimit -Sn");
+        launch.soft_open_files(77);
+        assert_eq!(output(launch), "77\n");
     }
 }

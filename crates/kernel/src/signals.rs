@@ -9,17 +9,90 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
+use crate::pidfd::Pidfd;
 use crate::sys;
 use crate::units::Pid;
+
+mod start;
+
+/// What comes to a process that stands for another one and can be passed on. Not among them: what nobody can take (KILL,
+/// STOP), what the kernel sends for a mistake of this process's own (SEGV and its like), and job control (TSTP, TTIN,
+/// TTOU), which stops both of them as it should.
+const FORWARDABLE: [Signal; 20] = [
+    Signal::HUP,
+    Signal::INT,
+    Signal::QUIT,
+    Signal::ABORT,
+    Signal::USR1,
+    Signal::USR2,
+    Signal::PIPE,
+    Signal::ALARM,
+    Signal::TERM,
+    Signal::STKFLT,
+    Signal::CHILD,
+    Signal::CONT,
+    Signal::URG,
+    Signal::XCPU,
+    Signal::XFSZ,
+    Signal::VTALARM,
+    Signal::PROF,
+    Signal::WINCH,
+    Signal::IO,
+    Signal::POWER,
+];
 
 /// One signal that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// Which.
-    pub signal: Signal,
+    /// Which. Real-time signals have no name.
+    pub number: i32,
     /// The process that sent it; `None` for the kernel, as for the keys of a terminal, which sends to the whole
     /// foreground group.
     pub sender: Option<Pid>,
+}
+
+impl Arrived {
+    /// Which, if it has a name.
+    #[must_use]
+    pub fn signal(&self) -> Option<Signal> {
+        Signal::from_named_raw(self.number)
+    }
+
+    /// Sends the same signal to a process.
+    ///
+    /// # Errors
+    /// What pidfd_send_signal(2) says.
+    pub fn pass_on(&self, to: &Pidfd) -> io::Result<()> {
+        let (fd, no_info) = (to.as_fd().as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: the call takes integers, and a null pointer that it does not follow.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, self.number, no_info, 0) };
+        sys::check(result).map(|_| ())
+    }
+
+    /// True if a process that this one stands for should be sent the signal, since it has not got it by itself.
+    ///
+    /// What the kernel sends comes from the terminal and goes to a whole process group, so a process of the same group
+    /// has it already. The exception is a terminal that hangs up: it tells the session's leader alone. Timers that were
+    /// set before this program was executed are meant for whatever it stands for; limits (XCPU, XFSZ) are its own.
+    ///
+    /// A process that signals the one that stands for it would otherwise hit itself: sudo(8) has the same exception. And
+    /// what this process has from itself is what the kernel sends for a pipe without a reader or a file that is too
+    /// large.
+    #[must_use]
+    pub fn is_for(&self, process: Pid) -> bool {
+        if let Some(sender) = self.sender {
+            return sender != process && sender != Pid::this();
+        }
+        let group = |pid: Pid| rustix::process::getpgid(pid.to_rustix()).ok();
+        match self.signal() {
+            Some(Signal::HUP | Signal::CONT) if rustix::process::getsid(None) == Ok(rustix::process::getpid()) => true,
+            Some(Signal::HUP | Signal::INT | Signal::QUIT | Signal::WINCH | Signal::CONT) => {
+                group(process) != group(Pid::this())
+            }
+            Some(Signal::ALARM | Signal::VTALARM | Signal::PROF) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Signals that this thread, and threads that it starts from now on, take from a descriptor.
@@ -29,14 +102,28 @@ pub struct SignalFd {
 }
 
 impl SignalFd {
+    /// [`SignalFd::block`] for all that can be passed on to a process that this one stands for, real-time signals
+    /// included. Writing beyond RLIMIT_FSIZE is an error from then on and does not end the process.
+    ///
+    /// # Errors
+    /// What signalfd(2) says.
+    pub fn block_forwardable() -> io::Result<Self> {
+        let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+        Self::block_numbers(FORWARDABLE.iter().map(|signal| signal.as_raw()).chain(real_time))
+    }
+
     /// Blocks the signals and opens the descriptor. To be called before there are other threads: one that has a signal
     /// open takes it the usual way. Children inherit the block: see [`SignalFd::restore_in`].
     ///
     /// # Errors
     /// What signalfd(2) says.
     pub fn block(signals: &[Signal]) -> io::Result<Self> {
-        let set = set_of(signals);
-        let mut before = set_of(&[]);
+        Self::block_numbers(signals.iter().map(|signal| signal.as_raw()))
+    }
+
+    fn block_numbers(numbers: impl Iterator<Item = i32>) -> io::Result<Self> {
+        let set = set_of(numbers);
+        let mut before = set_of(std::iter::empty());
         // SAFETY: the set is initialised, the old mask is writable, and both live until the call returns.
         let result = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before) };
         if result != 0 {
@@ -50,12 +137,17 @@ impl SignalFd {
         Ok(Self { fd, before })
     }
 
-    /// Gives a command the signal mask that there was before the block.
+    /// Gives a command the signal mask that there was before the block, and SIGPIPE as this process was started with:
+    /// Rust's run-time ignores it here and resets it in children, whatever the caller had wanted for them.
     pub fn restore_in(&self, command: &mut Command) {
         let before = self.before;
-        // SAFETY: the closure makes one system call, on a set of its own.
+        let ignore_pipe = start::ignored_pipe();
+        // SAFETY: the closure makes system calls only, on a set of its own; SIG_IGN is no code of ours.
         unsafe {
             command.pre_exec(move || {
+                if ignore_pipe && libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
+                    return Err(io::Error::last_os_error());
+                }
                 match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) {
                     0 => Ok(()),
                     error => Err(io::Error::from_raw_os_error(error)),
@@ -83,10 +175,9 @@ impl SignalFd {
         }
         // SAFETY: the kernel filled in the whole structure.
         let info = unsafe { info.assume_init() };
-        let Some(signal) = Signal::from_named_raw(info.ssi_signo.cast_signed()) else { return Ok(None) };
         // Zero and below are the codes of processes (kill, sigqueue, tgkill); the kernel's are above.
         let sender = (info.ssi_code <= 0).then_some(Pid(info.ssi_pid.cast_signed()));
-        Ok(Some(Arrived { signal, sender }))
+        Ok(Some(Arrived { number: info.ssi_signo.cast_signed(), sender }))
     }
 }
 
@@ -123,9 +214,8 @@ pub fn reap_others(keep: Pid) {
 
 /// Ends this process by a signal as if it had never been handled: default action, not blocked, without a core dump of
 /// its own. Returns if that did not end it.
-pub fn die_by(signal: Signal) {
-    let number = signal.as_raw();
-    let set = set_of(&[signal]);
+pub fn die_by(number: i32) {
+    let set = set_of(std::iter::once(number));
     let no_core = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the structure is readable; the default action calls nothing of ours; the set is initialised; the old mask
     // is not asked for.
@@ -137,16 +227,16 @@ pub fn die_by(signal: Signal) {
     }
 }
 
-fn set_of(signals: &[Signal]) -> libc::sigset_t {
+fn set_of(numbers: impl Iterator<Item = i32>) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set.
     let mut set = unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         set.assume_init()
     };
-    for signal in signals {
+    for number in numbers {
         // SAFETY: the set is initialised.
-        unsafe { libc::sigaddset(&raw mut set, signal.as_raw()) };
+        unsafe { libc::sigaddset(&raw mut set, number) };
     }
     set
 }
@@ -165,10 +255,41 @@ mod tests {
             // SAFETY: a signal that this thread blocks, to this thread.
             unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGWINCH) };
             let arrived = signals.take().unwrap().unwrap();
-            assert_eq!(arrived, Arrived { signal: Signal::WINCH, sender: Some(Pid::this()) });
+            assert_eq!(arrived, Arrived { number: libc::SIGWINCH, sender: Some(Pid::this()) });
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_process_gets_what_it_has_not_got_by_itself() {
+        use std::os::unix::process::CommandExt;
+        let sleeper = |own_group: bool| {
+            let mut command = Command::new("sleep");
+            command.arg("60");
+            if own_group {
+                command.process_group(0);
+            }
+            command.spawn().unwrap()
+        };
+        let (mut with_us, mut apart) = (sleeper(false), sleeper(true));
+        let pid = |child: &std::process::Child| Pid(child.id().cast_signed());
+        let from = |signal: Signal, sender: Option<Pid>| Arrived { number: signal.as_raw(), sender };
+        let leads_session = rustix::process::getsid(None) == Ok(rustix::process::getpid());
+        assert_eq!(from(Signal::HUP, None).is_for(pid(&with_us)), leads_session);
+        assert!(!from(Signal::INT, None).is_for(pid(&with_us)), "a key reaches the whole group");
+        for signal in [Signal::HUP, Signal::INT, Signal::WINCH] {
+            assert!(from(signal, None).is_for(pid(&apart)), "{signal:?} reaches one group only");
+        }
+        assert!(from(Signal::ALARM, None).is_for(pid(&with_us)), "a timer that was set before");
+        assert!(!from(Signal::XFSZ, None).is_for(pid(&apart)), "a limit of this process's own");
+        assert!(from(Signal::USR2, Some(Pid(1))).is_for(pid(&with_us)));
+        assert!(!from(Signal::PIPE, Some(Pid::this())).is_for(pid(&with_us)), "a pipe that this process wrote to");
+        assert!(!from(Signal::TERM, Some(pid(&with_us))).is_for(pid(&with_us)), "it would hit itself");
+        for child in [&mut with_us, &mut apart] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]

@@ -80,6 +80,18 @@ pub fn read(pid: Pid) -> Result<Status, ProcError> {
     Ok(parse(&buffer))
 }
 
+/// In how many process namespaces below that of the mounted /proc a process lives: 0 if its own number is the one that is
+/// seen here.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn namespaces_below(pid: Pid) -> Result<usize, ProcError> {
+    let mut buffer = Vec::new();
+    procfs::read_into(pid, "status", &mut buffer)?;
+    let numbers = procfs::lines(&buffer).filter_map(procfs::field).find(|(key, _)| *key == b"NSpid");
+    Ok(numbers.map_or(0, |(_, value)| procfs::words(value).count().saturating_sub(1)))
+}
+
 fn parse(bytes: &[u8]) -> Status {
     let mut status = Status { thp_enabled: true, ..Status::default() };
     for line in procfs::lines(bytes) {

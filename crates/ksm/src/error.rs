@@ -45,6 +45,9 @@ pub enum KsmError {
         /// The directory.
         path: PathBuf,
     },
+    /// No `/proc`, or one of another process namespace: a lease's holder could not be told from others.
+    #[error("/proc is not mounted, or does not show this process")]
+    NoProc,
     /// A process could not be watched.
     #[error("cannot watch process {pid}")]
     Watch {

@@ -123,7 +123,7 @@ impl Lease {
     pub fn acquire_at(path: &StatePath, sysfs: &KsmSysfs, wanted: Wanted) -> Result<(Self, Repaired), KsmError> {
         sysfs::check_writable(sysfs)?;
         let serial = NEXT_SERIAL.fetch_add(1, Ordering::Relaxed);
-        let holder = Holder::current(serial, wanted);
+        let holder = Holder::current(serial, wanted)?;
         let process = holder.process;
         let repaired = change(path, sysfs, |state| state.holders.push(holder))?;
         Ok((Self { sysfs: sysfs.clone(), path: path.clone(), process, serial, released: false }, repaired))
@@ -134,11 +134,12 @@ impl Lease {
     /// # Errors
     /// Those of the state file and of reading KSM's files. What the kernel refused is in the answer.
     pub fn update(&self, wanted: Wanted) -> Result<Repaired, KsmError> {
+        let anew = Holder::current(self.serial, wanted)?;
         change(&self.path, &self.sysfs, |state| {
             match state.holders.iter_mut().find(|holder| holder.is(self.process, self.serial)) {
                 Some(holder) => holder.wanted = wanted,
                 // Somebody removed the state file: a lease that is still held goes on.
-                None => state.holders.push(Holder::current(self.serial, wanted)),
+                None => state.holders.push(anew),
             }
         })
     }

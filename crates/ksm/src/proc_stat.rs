@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::KsmError;
+
 /// One process beyond doubt: a pid alone may be given to another process once the first is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
@@ -23,12 +25,10 @@ impl ProcessId {
 
     /// The calling process.
     ///
-    /// # Panics
-    /// Without a mounted `/proc`.
-    #[must_use]
-    pub fn current() -> Self {
-        let pid = i32::try_from(std::process::id()).expect("a pid is positive and fits i32");
-        Self::of(pid).expect("/proc is mounted and shows the process that reads it")
+    /// # Errors
+    /// [`KsmError::NoProc`].
+    pub fn current() -> Result<Self, KsmError> {
+        Self::of(kernel::Pid::this().get()).ok_or(KsmError::NoProc)
     }
 
     /// Whether exactly this process still runs.
@@ -93,7 +93,7 @@ mod tests {
             std::thread::yield_now();
         }
         child.wait().unwrap();
-        let me = ProcessId::current();
+        let me = ProcessId::current().unwrap();
         assert!(me.is_alive());
         assert!(!ProcessId { start_time: me.start_time + 1, ..me }.is_alive());
     }

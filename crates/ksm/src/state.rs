@@ -62,10 +62,10 @@ pub struct Holder {
 }
 
 impl Holder {
-    pub(crate) fn current(serial: u64, wanted: Wanted) -> Self {
+    pub(crate) fn current(serial: u64, wanted: Wanted) -> Result<Self, KsmError> {
         let command =
             fs::read_to_string("/proc/self/comm").map_or_else(|_| String::from("?"), |name| name.trim().to_owned());
-        Self { process: ProcessId::current(), serial, pid_namespace: pid_namespace(), command, wanted }
+        Ok(Self { process: ProcessId::current()?, serial, pid_namespace: pid_namespace(), command, wanted })
     }
 
     /// Dead beyond doubt. A holder that only another pid namespace can see is left alone.
@@ -197,7 +197,7 @@ mod tests {
         let mut state = locked.load().unwrap();
         state.administrator.set(Knob::Run, 0);
         state.written.set(Knob::Run, 1);
-        state.holders.push(Holder::current(3, Wanted::default()));
+        state.holders.push(Holder::current(3, Wanted::default()).unwrap());
         locked.store(&state).unwrap();
         assert_eq!(locked.load().unwrap(), state);
         locked.store(&State { boot_id: "another".into(), ..state }).unwrap();
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_reused_pid_is_a_dead_holder_but_one_of_another_namespace_is_not_judged() {
-        let mut holder = Holder::current(0, Wanted::default());
+        let mut holder = Holder::current(0, Wanted::default()).unwrap();
         assert!(!holder.is_dead());
         holder.process.start_time += 1;
         assert!(holder.is_dead());

@@ -62,7 +62,7 @@ impl Scanner {
         let sysfs = KsmSysfs::host();
         ksm::check_writable(&sysfs)?;
         // First the guardian, then the lease: at no moment is there a lease that nobody would end.
-        let me = ProcessId::current();
+        let me = ProcessId::current()?;
         let path = StatePath::for_this_user();
         let guardian = Command::new("/proc/self/exe")
             .arg("ksm-guardian")

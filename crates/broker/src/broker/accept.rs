@@ -1,13 +1,17 @@
 //! Who comes to the broker's socket: helpers that introduce themselves, and library callers.
 
+use std::time::Duration;
+
 use abi::wire::Message;
-use kernel::Pid;
+use kernel::{Pid, Pidfd, PidfdError};
 
 use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
 use crate::order::Queue;
 use crate::reception::{is_greeting, receive_caller};
 
+/// For how long a process may be without memory before it is seen to have ended.
+const ENDING: Duration = Duration::from_secs(1);
 /// Refused helpers that are remembered, with their reasons.
 const REFUSED_MAX: usize = 256;
 
@@ -38,7 +42,14 @@ impl Broker {
                     _ => None,
                 };
                 let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
-                let _ = introducer.send((said, introduce(link, first, host)));
+                let introduced = introduce(link, first, host);
+                // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
+                if let Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) = introduced
+                    && said.is_some_and(ends)
+                {
+                    return;
+                }
+                let _ = introducer.send((said, introduced));
                 let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
             };
             let _ = std::thread::Builder::new().name("pf-visitor".to_owned()).spawn(run);
@@ -69,8 +80,19 @@ impl Broker {
             }
             self.refused.insert(pid, (refused.kind(), refused.to_string()));
         }
-        if self.reasons.len() < REFUSED_MAX {
-            self.reasons.push(refused.to_string());
+        let reason = refused.to_string();
+        match self.reasons.iter().position(|(known, _)| *known == reason) {
+            Some(index) => self.reasons[index].1 += 1,
+            None if self.reasons.len() < REFUSED_MAX => self.reasons.push((reason, 1)),
+            None => {}
         }
+    }
+}
+
+/// True for a process that has ended, or is about to: its memory goes first.
+fn ends(pid: Pid) -> bool {
+    match Pidfd::open(pid) {
+        Ok(process) => process.wait_exited(ENDING).unwrap_or(false),
+        Err(error) => matches!(error, PidfdError::Gone),
     }
 }

@@ -16,6 +16,7 @@ impl Broker {
     pub(super) fn take_sample(&mut self) {
         self.last_sample = sample(&mut self.members, &mut self.quiet, &self.inodes);
         self.sampled = Instant::now();
+        self.merges_sampled = self.totals.merges;
         for member in &mut self.members {
             member.look_whether_fit();
             if member.view.left_out {
@@ -57,9 +58,10 @@ impl Broker {
             self.take_sample();
         }
         let mut summary = self.summary(&self.last_sample);
-        for reason in &self.reasons {
-            *summary.refused.0.entry("helper_refused").or_default() += 1;
-            summary.helper_refused.push(reason.clone());
+        for (reason, times) in &self.reasons {
+            *summary.refused.0.entry("helper_refused").or_default() += times;
+            let often = if *times > 1 { format!(", {times} times") } else { String::new() };
+            summary.helper_refused.push(format!("{reason}{often}"));
         }
         summary
     }

@@ -43,6 +43,8 @@ pub use handle::BrokerHandle;
 const INDEX_PAGES: u64 = 1 << 27;
 /// How often the members' mappings are read for the books.
 const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+/// The same at least, in a run that has merged since the last time and is not eight seconds old.
+const SAMPLE_SOON: Duration = Duration::from_millis(200);
 /// One partition, its members, and what is known of their pages.
 pub struct Broker {
     settings: Settings,
@@ -71,6 +73,8 @@ pub struct Broker {
     started: Instant,
     sampled: Instant,
     last_sample: Sample,
+    /// Pages merged until then.
+    merges_sampled: u64,
     peak: u64,
     policy: AgePolicy,
     interval: Option<Duration>,
@@ -85,7 +89,8 @@ pub struct Broker {
     unburied: Vec<Member>,
     /// Pages were refused that may only wait in the kernel's batches.
     drain_due: bool,
-    reasons: Vec<String>,
+    /// Why processes were left alone, and how many for each reason.
+    reasons: Vec<(String, u64)>,
     /// Processes whose last helper was not taken in, and why.
     refused: HashMap<Pid, (RefusedKind, String)>,
 }
@@ -164,6 +169,7 @@ impl Broker {
             started: now,
             sampled: now,
             last_sample: Sample::default(),
+            merges_sampled: 0,
             peak: 0,
             policy,
             trackers: HashMap::new(),
@@ -209,7 +215,11 @@ impl Broker {
                 self.tick();
                 next_tick = Instant::now() + interval;
             }
-            if self.sampled.elapsed() >= SAMPLE_EVERY && !(self.members.is_empty() && self.quiet.is_empty()) {
+            // What a short run saves is gone with it: a young one looks more often at what it has merged.
+            let unseen = self.totals.merges > self.merges_sampled;
+            let sample_every =
+                if unseen { (self.started.elapsed() / 4).clamp(SAMPLE_SOON, SAMPLE_EVERY) } else { SAMPLE_EVERY };
+            if self.sampled.elapsed() >= sample_every && !(self.members.is_empty() && self.quiet.is_empty()) {
                 self.take_sample();
             }
         }

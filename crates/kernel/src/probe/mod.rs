@@ -86,6 +86,9 @@ pub enum State {
     Unknown {
         /// What the kernel said.
         reason: String,
+        /// What may help, empty if nobody knows.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        remedy: String,
     },
 }
 
@@ -111,10 +114,12 @@ impl Feature {
 
 /// The one missing thing, and how to get it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{what} is missing: {reason}")]
+#[error("{what} {}: {reason}", if *tried { "is missing" } else { "could not be tried" })]
 pub struct Missing {
     /// What.
     pub what: &'static str,
+    /// False if it may be there for all that is known.
+    pub tried: bool,
     /// Why.
     pub reason: String,
     /// How to get it, empty if nobody knows.
@@ -171,9 +176,15 @@ impl Features {
         let what = name.text();
         match self.get(name).map(|feature| &feature.state) {
             Some(State::Yes { .. }) => Ok(()),
-            Some(State::No { reason, remedy }) => Err(Missing { what, reason: reason.clone(), remedy: remedy.clone() }),
-            Some(State::Unknown { reason }) => Err(Missing { what, reason: reason.clone(), remedy: String::new() }),
-            None => Err(Missing { what, reason: "it was not tried".to_owned(), remedy: String::new() }),
+            Some(State::No { reason, remedy }) => {
+                Err(Missing { what, tried: true, reason: reason.clone(), remedy: remedy.clone() })
+            }
+            Some(State::Unknown { reason, remedy }) => {
+                Err(Missing { what, tried: false, reason: reason.clone(), remedy: remedy.clone() })
+            }
+            None => {
+                Err(Missing { what, tried: false, reason: "this version does not".to_owned(), remedy: String::new() })
+            }
         }
     }
 
@@ -334,6 +345,18 @@ mod tests {
         assert_eq!(features(&[Name::CheckBpf]).retake().unwrap_err().what, "reference check by BPF");
         assert!(features(&[Name::Ksm]).live_merge().is_ok());
         assert!(features(&[Name::UffdMove, Name::PagemapScan]).rest_merge().is_ok());
+    }
+
+    #[test]
+    fn what_could_not_be_tried_is_not_called_missing() {
+        let scarce = std::io::Error::from_raw_os_error(libc::EMFILE);
+        let mut found = features(&[]);
+        found.list.retain(|feature| feature.name != Name::MemfdSeals);
+        let state = trials::unknown(&crate::MemfdError::Create { size: crate::Bytes(4096), source: scarce });
+        found.list.push(Feature { name: Name::MemfdSeals, state, needed_for: "" });
+        let missing = found.live_merge().unwrap_err();
+        assert!(missing.to_string().starts_with("sealed memory files could not be tried: "), "{missing}");
+        assert!(missing.to_string().contains("Too many open files") && missing.remedy.contains("ulimit -n"));
     }
 
     #[test]

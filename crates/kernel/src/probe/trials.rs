@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use rustix::io::Errno;
+
 use super::{Feature, Name, State};
 use crate::ksm_sysfs::{self, KsmError, KsmSysfs};
 use crate::maps::MapsFile;
-use crate::memfd;
+use crate::memfd::{self, MemfdError};
 use crate::own_memory::OwnMapping;
 use crate::pagemap::{Category, Pagemap, PagemapError, ScanRequest};
 use crate::pidfd::{Pidfd, PidfdError};
@@ -89,14 +91,33 @@ fn no(reason: impl Into<String>, remedy: impl Into<String>) -> State {
     State::No { reason: reason.into(), remedy: remedy.into() }
 }
 
-fn unknown(error: &dyn std::error::Error) -> State {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        reason = format!("{reason}: {inner}");
-        source = inner.source();
+/// What failed in a way that says nothing about the feature. Where it was for want of something the remedy is known.
+pub(super) fn unknown(error: &(dyn std::error::Error + 'static)) -> State {
+    let (mut reason, mut number) = (String::new(), None);
+    let mut next = Some(error);
+    while let Some(inner) = next {
+        let colon = if reason.is_empty() { "" } else { ": " };
+        reason = format!("{reason}{colon}{inner}");
+        number = inner.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error).or(number);
+        next = inner.source();
     }
-    State::Unknown { reason }
+    let remedy = match number {
+        Some(libc::EMFILE) => "a higher limit of open files (ulimit -n)",
+        Some(libc::ENFILE) => "a higher fs.file-max",
+        Some(libc::EAGAIN) => "a higher limit of processes (ulimit -u)",
+        Some(libc::ENOMEM) => "more memory",
+        _ => "",
+    };
+    State::Unknown { reason, remedy: remedy.to_owned() }
+}
+
+/// An own file of /proc that is not there: there is no /proc.
+fn own_proc_file(error: &ProcError) -> State {
+    if error.is_gone() {
+        no("/proc is not mounted, or not for this process namespace", "a mounted /proc")
+    } else {
+        unknown(error)
+    }
 }
 
 fn too_old(version: &str) -> State {
@@ -116,18 +137,30 @@ fn userfaultfd() -> State {
     match (device, Uffd::create(CreateFlags::empty())) {
         (Ok(_), _) => yes(format!("by {USERFAULTFD_DEVICE}; vm.unprivileged_userfaultfd is {setting}")),
         (Err(_), Ok(_)) => yes(format!("by the system call; vm.unprivileged_userfaultfd is {setting}")),
-        (Err(_), Err(error @ UffdError::NotPermitted { .. })) => no(
-            error.to_string(),
-            format!(
-                "access to {USERFAULTFD_DEVICE} (setfacl -m u:USER:rw), or CAP_SYS_PTRACE, or \
+        (Err(_), Err(error @ UffdError::NotPermitted { .. })) => match scarcity(&error) {
+            Some(error) => unknown(&error),
+            None => no(
+                error.to_string(),
+                format!(
+                    "access to {USERFAULTFD_DEVICE} (setfacl -m u:USER:rw), or CAP_SYS_PTRACE, or \
                  sysctl vm.unprivileged_userfaultfd=1 (now {setting})"
+                ),
             ),
-        ),
+        },
         (Err(_), Err(UffdError::NotSupported)) => {
             no("the kernel was built without userfaultfd", "a kernel with CONFIG_USERFAULTFD")
         }
         (Err(_), Err(error)) => unknown(&error),
     }
+}
+
+/// What the kernel said, if it was for want of descriptors or memory.
+fn scarcity(error: &UffdError) -> Option<io::Error> {
+    let UffdError::NotPermitted { device, syscall } = error else { return None };
+    [*device, *syscall]
+        .into_iter()
+        .find(|errno| matches!(*errno, Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+        .map(io::Error::from)
 }
 
 fn userfaultfd_device() -> State {
@@ -149,7 +182,10 @@ fn uffd_feature(feature: UffdFeatures, version: &str) -> State {
     let created = Uffd::create(CreateFlags::empty()).or_else(|_| Uffd::create(CreateFlags::USER_MODE_ONLY));
     let uffd = match created {
         Ok(uffd) => uffd,
-        Err(_) => return no("no userfaultfd", "see userfaultfd"),
+        Err(error) => match scarcity(&error) {
+            Some(error) => return unknown(&error),
+            None => return no("no userfaultfd", "see userfaultfd"),
+        },
     };
     match uffd.api(feature) {
         Ok(_) => yes(""),
@@ -177,7 +213,7 @@ fn procmap_query() -> State {
     match MapsFile::open(Pid::this()).and_then(|maps| maps.query_next(Vaddr(0))) {
         Ok(_) => yes(""),
         Err(ProcError::NotSupported { .. }) => too_old("6.11"),
-        Err(error) => unknown(&error),
+        Err(error) => own_proc_file(&error),
     }
 }
 
@@ -198,6 +234,9 @@ fn memfd_seals() -> State {
     match sealed {
         Ok(true) => yes(""),
         Ok(false) => no("the seals do not hold", "another kernel"),
+        Err(error @ MemfdError::FileSizeLimit { .. }) => {
+            State::Unknown { reason: error.to_string(), remedy: "a higher file size limit (ulimit -f)".to_owned() }
+        }
         Err(error) => unknown(&error),
     }
 }
@@ -276,12 +315,16 @@ fn check_collapse() -> State {
 
 fn sched_fifo() -> State {
     // In a thread of its own, which ends with its policy: giving it back may need more rights than taking it.
-    let tried = std::thread::spawn(|| sched::set_policy(Pid(0), Policy::Fifo { priority: 1 })).join();
-    match tried {
+    let tried = std::thread::Builder::new().spawn(|| sched::set_policy(Pid(0), Policy::Fifo { priority: 1 }));
+    let thread = match tried {
+        Ok(thread) => thread,
+        Err(error) => return unknown(&error),
+    };
+    match thread.join() {
         Ok(Ok(())) => yes(""),
         Ok(Err(SchedError::Denied { .. })) => no("this user may not have it", "CAP_SYS_NICE, or a limit: ulimit -r 1"),
         Ok(Err(error)) => unknown(&error),
-        Err(_) => State::Unknown { reason: "the thread that tried it panicked".to_owned() },
+        Err(_) => State::Unknown { reason: "the thread that tried it panicked".to_owned(), remedy: String::new() },
     }
 }
 

@@ -1,0 +1,98 @@
+//! Scarce descriptors, processes and files: the command runs, with the status that it would have had.
+
+use super::*;
+
+#[test]
+fn few_descriptors_are_no_reason_not_to_run() {
+    for limit in 8..40 {
+        let run = after(&format!("ulimit -n {limit}"), &["sh", "-c", "exit 7"]);
+        assert_eq!(run.status.code(), Some(7), "{limit}: {}", said(&run));
+    }
+    let run = after("ulimit -n 10", &["sh", "-c", "exit 7"]);
+    assert!(said(&run).contains("unmanaged") && said(&run).contains("ulimit -n"), "{}", said(&run));
+}
+
+#[test]
+fn the_command_has_the_limit_of_open_files_that_the_caller_has() {
+    let run = after("ulimit -Sn 77", &["sh", "-c", "ulimit -Sn"]);
+    assert_eq!(text(&run.stdout), "77\n");
+}
+
+#[test]
+fn few_processes_are_no_reason_not_to_run() {
+    if !is_root() {
+        return;
+    }
+    let temp = Temp::new("processes");
+    let program = temp.pagefold();
+    // A user of nobody else's, who may have a userfaultfd. Each limit fails at another step.
+    for limit in 2..8 {
+        let user = ["--reuid=61233", "--regid=61233", "--clear-groups", "--inh-caps=-all,+sys_ptrace"];
+        let mut run = Command::new("setpriv");
+        run.args(user).args(["--ambient-caps=-all,+sys_ptrace", "--bounding-set=-sys_resource,-sys_admin"]);
+        run.args(["prlimit", &format!("--nproc={limit}"), &program, "run", "--", "sh", "-c", "exit 7"]);
+        let Ok(run) = run.output() else { return println!("skipped: no setpriv") };
+        assert!(limit > 2 || said(&run).contains("Resource temporarily unavailable"), "{}", said(&run));
+        assert_eq!(run.status.code(), Some(7), "{limit}: {}", said(&run));
+        assert!(!said(&run).contains("panicked"), "{limit}: {}", said(&run));
+    }
+}
+
+#[test]
+fn a_file_size_limit_is_the_commands_own() {
+    for limit in [0, 1, 64] {
+        let run = after(&format!("ulimit -f {limit}"), &["sh", "-c", "ulimit -f; exit 7"]);
+        assert_eq!(run.status.code(), Some(7), "{limit}: {}", said(&run));
+        assert_eq!(text(&run.stdout), format!("{limit}\n"));
+        assert!(said(&run).contains("unmanaged"), "{limit}: {}", said(&run));
+    }
+    // What pagefold itself cannot write ends nobody.
+    let temp = Temp::new("file-size");
+    let script = "ulimit -f 1; exec \"$0\" run --summary \"$1\" -- sh -c 'sleep 0.2; exit 7'";
+    let run = Command::new("sh").args(["-c", script, PAGEFOLD, &temp.join("summary")]).output().unwrap();
+    assert_eq!(run.status.code(), Some(7), "{}", said(&run));
+    assert!(said(&run).contains("cannot write the summary"), "{}", said(&run));
+    // Its signal too is the command's own.
+    let file = temp.join("file");
+    let run = after("ulimit -f 1", &["sh", "-c", "exec head -c 9999 /dev/zero > \"$0\"", &file]);
+    assert_eq!(run.status.signal(), Some(Signal::XFSZ.as_raw()), "{}", said(&run));
+}
+
+#[test]
+fn without_proc_the_command_runs() {
+    if !is_root() {
+        return;
+    }
+    for (backend, expected) in [("store", "/proc"), ("ksm", "ksmd is not driven")] {
+        let hide = "mount -t tmpfs none /proc && exec \"$0\" run --backend $1 -- sh -c 'exit 7'";
+        let run = Command::new("unshare").args(["--mount", "sh", "-c", hide, PAGEFOLD, backend]).output().unwrap();
+        assert_eq!(run.status.code(), Some(7), "{backend}: {}", said(&run));
+        assert!(said(&run).contains(expected), "{backend}: {}", said(&run));
+        assert!(!said(&run).contains("process 1 is gone") && !said(&run).contains("is missing: process"));
+    }
+}
+
+/// C3: with a userfaultfd for user mode only, system calls that touch a frozen page would fail. Without a full one
+/// nothing is frozen.
+#[test]
+fn c3_without_a_full_userfaultfd_the_command_runs_and_the_grant_is_named() {
+    if !is_root() {
+        return;
+    }
+    if fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|now| now.trim() == "1") {
+        return println!("skipped: everybody may have a userfaultfd here");
+    }
+    let temp = Temp::new("nobody");
+    let program = temp.pagefold();
+    let marks = format!("{MARKS}\ntime.sleep(0.5)\nright()\nassert 'pagefold' not in open('/proc/self/maps').read()");
+    let mut run = Command::new("setpriv");
+    run.args(["--reuid=65534", "--regid=65534", "--clear-groups", &program, "run", "--stable", "0.1", "--"]);
+    let Ok(run) = run.args([PYTHON, "-c", &marks]).current_dir("/").output() else {
+        return println!("skipped: no setpriv");
+    };
+    assert!(run.status.success(), "{}", said(&run));
+    let said = said(&run);
+    assert!(said.contains("runs unmanaged: userfaultfd is missing"), "{said}");
+    assert!(said.contains("way out: access to /dev/userfaultfd"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}

@@ -1,0 +1,111 @@
+//! Programs that mark memory, whose run may end in any way.
+
+use super::*;
+
+#[test]
+fn a_short_run_merges_and_says_what_it_saved() {
+    if !can_merge() {
+        return;
+    }
+    let mut talk = Talk::member(&[]);
+    for call in ["merged()", "right()", "write()", "right()", "fork()", "time.sleep(0.5)", "right()"] {
+        talk.ask(call);
+    }
+    let (status, _, said) = talk.end();
+    assert!(status.success(), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(" pages merged in 1 processes"), "{said}");
+    assert!(!said.contains(" 0 pages merged") && !said.contains(" 0.0 MiB saved"), "{said}");
+}
+
+#[test]
+fn the_state_is_told_on_demand_and_quiet_is_quiet() {
+    if !can_merge() {
+        return;
+    }
+    let mut talk = Talk::member(&[]);
+    talk.ask("merged()");
+    send(talk.run.id(), Signal::USR1);
+    talk.ask("time.sleep(0.3)");
+    let (_, _, said) = talk.end();
+    assert!(said.lines().next().unwrap().contains("1 processes, "), "{said}");
+    assert!(said.contains("check "), "{said}");
+    let mut talk = Talk::member(&["--quiet"]);
+    talk.ask("merged()");
+    assert_eq!(talk.end().2, "");
+}
+
+#[test]
+fn a_daemon_outlives_its_run_with_its_memory() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("daemon");
+    let (ready, result) = (temp.join("ready"), temp.join("result"));
+    let daemon = format!(
+        "{MARKS}\nmerged()\nopen(sys.argv[1], 'w')\nparent = int(sys.argv[3])\n\
+         while os.path.exists(f'/proc/{{parent}}'): time.sleep(0.01)\n\
+         right()\nwrite()\nright()\nfork()\nopen(sys.argv[2] + '~', 'w').write('right')\n\
+         os.rename(sys.argv[2] + '~', sys.argv[2])"
+    );
+    let script = "setsid \"$0\" -c \"$1\" \"$2\" \"$3\" $PPID </dev/null >/dev/null 2>&1 &\n\
+        while [ ! -e \"$2\" ]; do sleep 0.02; done; exit 7";
+    let run = output(&["--stable", "0.1"], &["sh", "-c", script, PYTHON, &daemon, &ready, &result]);
+    assert_eq!(run.status.code(), Some(7), "{}", said(&run));
+    wait_until("the daemon has looked at its memory", || Path::new(&result).exists());
+    assert_eq!(fs::read_to_string(&result).unwrap(), "right");
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_a_command_that_goes_on() {
+    if !can_merge() {
+        return;
+    }
+    let mut talk = Talk::member(&["--quiet"]);
+    talk.ask("merged()");
+    talk.run.kill().unwrap();
+    talk.run.wait().unwrap();
+    for call in ["right()", "fork()", "write()", "right()", "memory.resize(4096) if False else None", "fork()"] {
+        talk.ask(call);
+    }
+    talk.ask("mark()");
+    talk.ask("right()");
+}
+
+/// A program that marks memory and is gone at once.
+const SHORT: &str = r#"
+#include <string.h>
+#include <sys/mman.h>
+int main(void) {
+    char *at = mmap(0, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(at, 1, 1 << 20);
+    return madvise(at, 1 << 20, MADV_MERGEABLE);
+}
+"#;
+
+#[test]
+fn programs_that_end_at_once_are_no_news() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("short");
+    let Some(program) = temp.compile("short", SHORT, &[]) else { return };
+    let script = "for n in $(seq 150); do \"$0\" & [ $((n % 8)) = 0 ] && wait; done; wait; exit 7";
+    let run = output(&["--stable", "0.1"], &["sh", "-c", script, &program]);
+    assert_eq!(run.status.code(), Some(7));
+    assert!(!said(&run).contains("left alone"), "{}", said(&run));
+    assert!(said(&run).lines().count() <= 1, "{}", said(&run));
+}
+
+#[test]
+fn a_process_namespace_of_its_own_is_named() {
+    if !can_merge() || !is_root() {
+        return;
+    }
+    let program = format!("{MARKS}\ntime.sleep(0.5)\nright()");
+    let inner = ["unshare", "--fork", "--pid", "--mount-proc", PYTHON, "-c", &program];
+    let run = output(&["--stable", "0.1"], &inner);
+    assert!(run.status.success(), "{}", said(&run));
+    assert!(said(&run).contains("process namespace"), "{}", said(&run));
+    assert!(said(&run).lines().count() <= 2, "{}", said(&run));
+}
