@@ -5,8 +5,8 @@
 //! the memory in one state and the marks in another.
 //!
 //! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
-//! their place (the advice would uncover the store's content), before mremap, WIPEONFORK and a protection key they get
-//! their own copies back, and the properties that /proc does not show are written down as they change.
+//! their place (the advice would uncover the store's content), before WIPEONFORK and a protection key they get their own
+//! copies back, and the properties that /proc does not show are written down as they change.
 
 use core::sync::atomic::Ordering::SeqCst;
 

@@ -69,6 +69,7 @@ pub(crate) mod errno {
     pub(crate) const EAGAIN: i64 = 11;
     pub(crate) const ENOMEM: i64 = 12;
     pub(crate) const EACCES: i64 = 13;
+    pub(crate) const EFAULT: i64 = 14;
     pub(crate) const EBUSY: i64 = 16;
     pub(crate) const EEXIST: i64 = 17;
     pub(crate) const EINVAL: i64 = 22;

@@ -19,6 +19,7 @@ mod own;
 mod pressure;
 mod process;
 mod raw_forks;
+mod remaps;
 mod stand;
 mod stops;
 mod table;
@@ -39,6 +40,7 @@ const VICTIMS: &[&[Victim]] = &[
     pressure::VICTIMS,
     process::VICTIMS,
     raw_forks::VICTIMS,
+    remaps::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,
     threads::VICTIMS,
