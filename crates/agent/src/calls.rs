@@ -19,7 +19,7 @@ use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece};
-use crate::{child, mremap, spawn};
+use crate::{adoption, child, mremap, spawn};
 
 /// The registers of a call, in the order in which the stub saves them.
 #[repr(C)]
@@ -89,6 +89,7 @@ fn handle(call: &Registers) -> i64 {
         nr::SHMAT => shmat(call),
         nr::MLOCKALL => mlockall(call),
         nr::PROCESS_MADVISE => process_madvise(call),
+        nr::PRCTL => adoption::prctl(call),
         nr::IOCTL => register(call),
         FUTEX => futex(call),
         _ => call.raw(),

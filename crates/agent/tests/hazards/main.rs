@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(missing_docs, reason = "tests")]
 
+mod adoption;
 mod advices;
 mod forks;
 mod limits;
@@ -31,6 +32,7 @@ use victim::Victim;
 
 /// Everything that a victim can be.
 const VICTIMS: &[&[Victim]] = &[
+    adoption::VICTIMS,
     advices::VICTIMS,
     forks::VICTIMS,
     limits::VICTIMS,
