@@ -2,7 +2,8 @@
 //!
 //! The order at the start: helper `Hello` (with the control memfd), broker `Welcome` (with a descriptor of
 //! /dev/userfaultfd where it has one), helper `Userfault` (with the new userfaultfd, on which it has not made the
-//! UFFDIO_API handshake), broker `Ready` (the handshake is made). Then `Segment`s and `Run`s against `Done`s.
+//! UFFDIO_API handshake), broker `Ready` (the handshake is made). Then `Segment`s and `Run`s against `Done`s. A helper that
+//! must not be says `Declined` and nothing else.
 
 /// Bytes of a packet.
 pub const PACKET: usize = 64;
@@ -75,6 +76,13 @@ pub enum Message {
     },
     /// Broker: leave.
     Leave,
+    /// Helper, instead of `Hello`: I do not come, since a program would notice whose child I should become.
+    Declined {
+        /// Process id of the program.
+        member: u32,
+        /// What proves that the helper was given this partition.
+        token: Token,
+    },
 }
 
 impl Message {
@@ -94,6 +102,7 @@ impl Message {
             Self::Run => [7, 0, 0, 0, 0, 0, 0, 0],
             Self::Done { count } => [8, count.into(), 0, 0, 0, 0, 0, 0],
             Self::Leave => [9, 0, 0, 0, 0, 0, 0, 0],
+            Self::Declined { member, token } => [10, member.into(), token.0, token.1, 0, 0, 0, 0],
         };
         let mut packet = [0; PACKET];
         let (chunks, _) = packet.as_chunks_mut::<8>();
@@ -129,6 +138,7 @@ impl Message {
             7 => Self::Run,
             8 => Self::Done { count: short(1) },
             9 => Self::Leave,
+            10 => Self::Declined { member: short(1), token: Token(word(2), word(3)) },
             _ => return None,
         })
     }
@@ -157,6 +167,7 @@ mod tests {
             Message::Run,
             Message::Done { count: 9 },
             Message::Leave,
+            Message::Declined { member: 2, token: Token(6, 7) },
         ];
         for message in all {
             assert_eq!(Message::decode(&message.encode()), Some(message));

@@ -5,8 +5,8 @@
 //! the memory in one state and the marks in another.
 //!
 //! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
-//! their place (the advice would uncover the store's content), before mremap, WIPEONFORK and a protection key they get
-//! their own copies back, and the properties that /proc does not show are written down as they change.
+//! their place (the advice would uncover the store's content), before WIPEONFORK and a protection key they get their own
+//! copies back, and the properties that /proc does not show are written down as they change.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -19,7 +19,7 @@ use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece};
-use crate::{child, mremap, spawn};
+use crate::{adoption, child, mremap, spawn};
 
 /// The registers of a call, in the order in which the stub saves them.
 #[repr(C)]
@@ -89,6 +89,7 @@ fn handle(call: &Registers) -> i64 {
         nr::SHMAT => shmat(call),
         nr::MLOCKALL => mlockall(call),
         nr::PROCESS_MADVISE => process_madvise(call),
+        nr::PRCTL => adoption::prctl(call),
         nr::IOCTL => register(call),
         FUTEX => futex(call),
         _ => call.raw(),

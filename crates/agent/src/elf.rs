@@ -67,6 +67,7 @@ pub(crate) struct Line {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
     pub(crate) executable: bool,
+    pub(crate) shared: bool,
     pub(crate) offset: u64,
     pub(crate) inode: u64,
 }
@@ -99,6 +100,7 @@ pub(crate) fn for_each_mapping(mut each: impl FnMut(Line)) -> bool {
                 (2, b'r') => line.readable = true,
                 (2, b'w') => line.writable = true,
                 (2, b'x') => line.executable = true,
+                (2, b's') => line.shared = true,
                 (3, digit) => line.offset = line.offset << 4 | hex(*digit),
                 (5, digit) => line.inode = line.inode.wrapping_mul(10).wrapping_add(hex(*digit)),
                 _ => {}

@@ -73,6 +73,23 @@ impl Link {
         (result == 0).then_some(Self { fd: fd as i32 })
     }
 
+    /// A socket that was connected before.
+    pub(crate) const fn of(fd: i32) -> Self {
+        Self { fd }
+    }
+
+    /// The process id of whoever listens, as it is seen from here; 0 if it is not.
+    pub(crate) fn peer(&self) -> u32 {
+        const SO_PEERCRED: u64 = 17;
+        // struct ucred: the process id comes first.
+        let mut credentials = [0_u32; 3];
+        let mut len = size_of_val(&credentials) as u32;
+        let into = (credentials.as_mut_ptr() as u64, (&raw mut len) as u64);
+        // SAFETY: the kernel writes into `credentials`, within `len`.
+        unsafe { sys!(nr::GETSOCKOPT, self.fd as u64, SOL_SOCKET.into(), SO_PEERCRED, into.0, into.1) };
+        credentials[0]
+    }
+
     /// The socket's number, for [`hung_up`].
     pub(crate) const fn descriptor(&self) -> i32 {
         self.fd

@@ -2,31 +2,32 @@
 //!
 //! Double clone: the program's thread makes a process in the middle (CLONE_VM|CLONE_VFORK, no exit signal, reaped with
 //! __WALL), which makes the helper and ends. So the helper is nobody's child that the program could wait for: it is
-//! adopted by the nearest subreaper, the broker under `pagefold run`. With one clone and CLONE_PARENT the program's
-//! parent would see it.
+//! adopted by the nearest subreaper, the broker under `pagefold run`. Where that would be the program itself, or another
+//! program that is not to notice, the process in the middle does not end before the helper: see [`crate::adoption`].
 //!
 //! None of the program's descriptors is shared: clone without CLONE_FILES copies the table, and the helper closes its
 //! copy first of all.
 //!
 //! What if the program is killed, or execs, between the two clones? The helper then finds its broker's socket, is told
-//! that the member is gone, and leaves. What if the process in the middle is killed? The wait returns, no helper came
-//! up, and the range is handed to the kernel instead.
+//! that the member is gone, and leaves. What if the process in the middle is killed? The wait returns, and if no
+//! helper came up the range is handed to the kernel instead; one that did come up sees whose child it is.
 
 use core::arch::global_asm;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 
 use crate::state::STATE;
 use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
-use crate::{helper, link};
+use crate::{adoption, helper, link};
 
-const SIGCHLD: u64 = 17;
-const WALL: u64 = 0x4000_0000;
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// The helper's stack: its deepest frames hold a window of page-table entries.
 const HELPER_STACK: u64 = 16 * sys::PAGE;
 const MIDDLE_STACK: u64 = 2 * sys::PAGE;
 /// How long the program's thread waits for the helper to have its control area. Then it goes on without.
 const READY_WITHIN_NS: u64 = 2_000_000_000;
+
+/// The helper's socket to the broker, from its adoption on.
+static LINK: AtomicI32 = AtomicI32::new(-1);
 
 global_asm!(
     ".globl pagefold_clone",
@@ -68,22 +69,26 @@ pub(crate) fn learn_tid_word() {
     }
 }
 
-/// Filters that this thread's system calls go through: `Seccomp_filters` in /proc/thread-self/status, or `None`.
-///
-/// A program that filtered itself may have forbidden what the helper needs, with a deadly answer: clone, above all.
-/// Filters that were there before the program began (a container's) are part of where it runs and are no reason.
-fn filters() -> Option<u64> {
-    const NAME: &[u8] = b"\nSeccomp_filters:";
+/// A number from /proc/thread-self/status. `name` is a line's beginning, with the line break before it.
+pub(crate) fn status_number(name: &[u8]) -> Option<u64> {
     let fd = link::open(c"/proc/thread-self/status")?;
     let mut text = [0_u8; 4096];
     // SAFETY: the kernel writes into `text`.
     let got = unsafe { sys!(nr::PREAD64, fd as u64, text.as_mut_ptr() as u64, text.len() as u64, 0) };
     link::close(fd);
     let text = text.get(..usize::try_from(got).ok()?)?;
-    let at = text.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let at = text.windows(name.len()).position(|window| window == name)? + name.len();
     let digits =
         text[at..].iter().skip_while(|byte| byte.is_ascii_whitespace()).take_while(|byte| byte.is_ascii_digit());
     Some(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+}
+
+/// Filters that this thread's system calls go through.
+///
+/// A program that filtered itself may have forbidden what the helper needs, with a deadly answer: clone, above all.
+/// Filters that were there before the program began (a container's) are part of where it runs and are no reason.
+fn filters() -> Option<u64> {
+    status_number(b"\nSeccomp_filters:")
 }
 
 /// Remembers how many filters there are before the program begins.
@@ -118,17 +123,19 @@ pub(crate) fn start_helper() -> bool {
     crate::faults::helper_stack(stack, stack + HELPER_STACK);
     helper::SETUP.member.store(sys::getpid(), SeqCst);
     helper::SETUP.ready.store(0, SeqCst);
+    let prepared = adoption::prepare();
     // SAFETY: a fresh stack, a function that ends its process; CLONE_VFORK keeps this thread waiting until it has.
     let pid = unsafe { pagefold_clone(CLONE_VM | CLONE_VFORK, middle + MIDDLE_STACK, middle_main) };
     if pid > 0 {
         let mut status = 0_u32;
         // SAFETY: the kernel writes the status; nobody but this thread can have been told of this child.
-        unsafe { sys!(nr::WAIT4, pid as u64, (&raw mut status) as u64, WALL, 0) };
+        unsafe { sys!(nr::WAIT4, pid as u64, (&raw mut status) as u64, adoption::WALL, 0) };
     }
+    let adopted = prepared.restore();
     // SAFETY: mapped above; the process in the middle is gone.
     unsafe { sys::free(middle, MIDDLE_STACK) };
     let deadline = sys::monotonic().saturating_add(READY_WITHIN_NS);
-    while helper::SETUP.ready.load(SeqCst) == 0 && pid > 0 {
+    while helper::SETUP.ready.load(SeqCst) == 0 && pid > 0 && adopted {
         let now = sys::monotonic();
         if now >= deadline {
             break;
@@ -144,8 +151,12 @@ pub(crate) fn start_helper() -> bool {
 
 extern "C" fn middle_main() {
     let top = helper::SETUP.stack_top.load(SeqCst);
+    // Without an exit signal: until it is adopted nobody has to hear of its end but this process, which asks.
     // SAFETY: the helper's stack is fresh memory; its function never returns.
-    unsafe { pagefold_clone(CLONE_VM | SIGCHLD, top, helper_main) };
+    let helper = unsafe { pagefold_clone(CLONE_VM, top, helper_main) };
+    if helper > 0 {
+        adoption::let_go(helper);
+    }
 }
 
 extern "C" fn helper_main() {
@@ -155,5 +166,11 @@ extern "C" fn helper_main() {
     unsafe { sys!(nr::CLOSE_RANGE, 0, u64::from(u32::MAX), 0) };
     // SAFETY: leaves the program's session, so that its terminal's signals do not reach the helper.
     unsafe { sys!(nr::SETSID) };
-    helper::main(link::Link::connect);
+    let Some(link) = adoption::be_adopted() else {
+        helper::SETUP.ready.store(2, SeqCst);
+        sys::futex_wake(&helper::SETUP.ready);
+        return;
+    };
+    LINK.store(link.descriptor(), SeqCst);
+    helper::main(|| Some(link::Link::of(LINK.load(SeqCst))));
 }

@@ -8,7 +8,7 @@ use abi::wire::Token;
 use crate::gate::Reader;
 use crate::sys;
 use crate::table::{Locked, Table};
-use crate::{child, patch, spawn};
+use crate::{adoption, child, patch, spawn};
 
 /// Longest address of the broker's socket.
 pub(crate) const ADDRESS_MAX: usize = 108;
@@ -99,6 +99,7 @@ impl State {
         self.control.store(0, SeqCst);
         self.helper.store(0, SeqCst);
         self.unwilling.store(0, SeqCst);
+        adoption::forget();
         self.table.reset_lock();
     }
 
@@ -157,6 +158,7 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     }
     spawn::learn_tid_word();
     spawn::learn_filters();
+    adoption::learn();
     let outcome = patch::patch_all(sites, config.alone);
     if outcome == Start::Ready {
         STATE.active.store(1, SeqCst);

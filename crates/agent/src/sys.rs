@@ -28,12 +28,14 @@ pub(crate) mod nr {
     pub(crate) const CONNECT: u64 = 42;
     pub(crate) const SENDMSG: u64 = 46;
     pub(crate) const RECVMSG: u64 = 47;
+    pub(crate) const GETSOCKOPT: u64 = 55;
     pub(crate) const CLONE: u64 = 56;
     pub(crate) const EXIT: u64 = 60;
     pub(crate) const WAIT4: u64 = 61;
     pub(crate) const KILL: u64 = 62;
     pub(crate) const FCNTL: u64 = 72;
     pub(crate) const FTRUNCATE: u64 = 77;
+    pub(crate) const GETPPID: u64 = 110;
     pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;
     pub(crate) const SCHED_SETSCHEDULER: u64 = 144;
@@ -45,6 +47,7 @@ pub(crate) mod nr {
     pub(crate) const REMAP_FILE_PAGES: u64 = 216;
     pub(crate) const CLOCK_GETTIME: u64 = 228;
     pub(crate) const EXIT_GROUP: u64 = 231;
+    pub(crate) const WAITID: u64 = 247;
     pub(crate) const OPENAT: u64 = 257;
     pub(crate) const PRLIMIT64: u64 = 302;
     pub(crate) const PROCESS_VM_READV: u64 = 310;
@@ -66,9 +69,11 @@ pub(crate) mod errno {
     pub(crate) const ENOENT: i64 = 2;
     pub(crate) const ESRCH: i64 = 3;
     pub(crate) const EINTR: i64 = 4;
+    pub(crate) const ECHILD: i64 = 10;
     pub(crate) const EAGAIN: i64 = 11;
     pub(crate) const ENOMEM: i64 = 12;
     pub(crate) const EACCES: i64 = 13;
+    pub(crate) const EFAULT: i64 = 14;
     pub(crate) const EBUSY: i64 = 16;
     pub(crate) const EEXIST: i64 = 17;
     pub(crate) const EINVAL: i64 = 22;

@@ -242,6 +242,21 @@ impl Locked<'_> {
         true
     }
 
+    /// As [`Self::adopt`], for what has grown behind a managed page: in the same row where it has room, since a range
+    /// that grows often would use them all up.
+    pub(crate) fn extend(&self, start: u64, end: u64) -> bool {
+        let fits = |row: &&Row| {
+            row.end.load(SeqCst) == start && row.capacity.load(SeqCst) >= (end - row.base.load(SeqCst)) / PAGE
+        };
+        let Some(row) = self.table.rows().iter().find(fits).filter(|_| !self.table.overlaps(start, end)) else {
+            return self.adopt(start, end);
+        };
+        row.end.store(end, SeqCst);
+        self.table.set(start, end, Mark::PLAIN);
+        crate::own::exclude(start, end);
+        true
+    }
+
     fn add(&self, start: u64, end: u64) -> bool {
         let needed = (end - start) / PAGE;
         let fitting = self.table.free_row(|row| row.capacity.load(SeqCst) >= needed);

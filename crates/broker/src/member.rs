@@ -48,6 +48,10 @@ pub(crate) enum Refused {
     NotInMember,
     #[error("it lives in a process namespace that cannot be seen from here")]
     OtherNamespace,
+    #[error(
+        "its helper would become a child of a program that waits for every child: a child subreaper (itself, with children or threads, or a program above it), or the first process of a process namespace"
+    )]
+    Noticed,
     #[error("it broke off or sent something else")]
     Broken,
     #[error(
@@ -270,6 +274,9 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     let peer = link.peer_credentials().map_err(Refused::kernel)?;
     let Packet { bytes, mut fds } = first;
     let hello = Message::decode(&bytes).ok_or(Refused::Broken)?;
+    if matches!(hello, Message::Declined { token, .. } if token == host.token) {
+        return Err(Refused::Noticed);
+    }
     let Message::Hello { version, member, control, scratch, diverged_scratch, token } = hello else {
         return Err(Refused::Broken);
     };

@@ -1,7 +1,8 @@
 //! x86-64 system calls that the gate has to see, by number.
 
 /// Numbers and names, ascending: calls that change mappings or what they promise, copy the address space, or hand out
-/// a descriptor through which either can be done (`ioctl` on a userfaultfd, io_uring).
+/// a descriptor through which either can be done (`ioctl` on a userfaultfd, io_uring); and `prctl`, which makes a
+/// process one that adopts others.
 ///
 /// `vfork` is missing on purpose: it returns twice on one stack, and its child changes no mapping before it execs.
 /// `mbind` and `set_mempolicy_home_node` move pages but leave the mapping, and glibc has no site of its own for them.
@@ -21,6 +22,7 @@ const GATED: &[(u32, &str)] = &[
     (150, "munlock"),
     (151, "mlockall"),
     (152, "munlockall"),
+    (157, "prctl"),
     (216, "remap_file_pages"),
     (323, "userfaultfd"),
     (325, "mlock2"),

@@ -64,6 +64,7 @@ fn libc_is_understood() {
         ("munlockall", 1),
         ("munmap", 1),
         ("pkey_mprotect", 1),
+        ("prctl", 1),
         ("process_madvise", 1),
         ("remap_file_pages", 1),
         ("shmat", 1),

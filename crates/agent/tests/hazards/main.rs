@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 #![allow(missing_docs, reason = "tests")]
 
+mod adoption;
 mod advices;
 mod forks;
 mod limits;
@@ -19,6 +20,7 @@ mod own;
 mod pressure;
 mod process;
 mod raw_forks;
+mod remaps;
 mod stand;
 mod stops;
 mod table;
@@ -30,6 +32,7 @@ use victim::Victim;
 
 /// Everything that a victim can be.
 const VICTIMS: &[&[Victim]] = &[
+    adoption::VICTIMS,
     advices::VICTIMS,
     forks::VICTIMS,
     limits::VICTIMS,
@@ -39,6 +42,7 @@ const VICTIMS: &[&[Victim]] = &[
     pressure::VICTIMS,
     process::VICTIMS,
     raw_forks::VICTIMS,
+    remaps::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,
     threads::VICTIMS,

@@ -72,7 +72,7 @@ pub(crate) fn pattern(seed: u64) -> Vec<u64> {
 }
 
 /// Private anonymous memory of this process.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) start: usize,
     pub(crate) pages: usize,

@@ -36,9 +36,9 @@ impl Broker {
                     return;
                 }
                 let said = match Message::decode(&first.bytes) {
-                    Some(Message::Hello { member, token: secret, .. }) if secret == token => {
-                        Some(Pid(member.cast_signed()))
-                    }
+                    Some(
+                        Message::Hello { member, token: secret, .. } | Message::Declined { member, token: secret },
+                    ) if secret == token => Some(Pid(member.cast_signed())),
                     _ => None,
                 };
                 let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
