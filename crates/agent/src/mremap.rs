@@ -20,7 +20,9 @@ use crate::calls::{Registers, apply, gated, publish, span, unmerge};
 use crate::elf::{Line, for_each_mapping};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
-use crate::sys::{MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, errno, failed, nr, page_up, sys};
+use crate::sys::{
+    MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE, errno, failed, nr, page_up, sys,
+};
 use crate::table::Locked;
 
 const TRIES: u32 = 4;
@@ -391,6 +393,7 @@ struct Piece {
 }
 
 /// All of them, in memory of their own: there may be as many as a process can have, and a thread's stack may be small.
+/// It is not written down as the agent's: it is gone before the gate opens, and so before anything can be frozen.
 struct Pieces {
     memory: u64,
     size: u64,
@@ -401,7 +404,10 @@ impl Pieces {
     /// `None` if there is no memory. `most` have been counted before; there are no more, since the gate keeps them.
     fn read(wanted: &Wanted, most: usize) -> Option<Self> {
         let size = page_up((most.max(1) * size_of::<Piece>()) as u64);
-        let mut pieces = Self { memory: sys::allocate(size)?, size, count: 0 };
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        // SAFETY: the kernel chooses a place where nothing is.
+        let memory = unsafe { sys::mmap(0, size, PROT_READ | PROT_WRITE, flags, -1, 0) }.ok()?;
+        let mut pieces = Self { memory, size, count: 0 };
         let stop = wanted.common_end();
         for_each_mapping(|line| {
             if line.end > wanted.start && line.start < stop && pieces.count < most {
@@ -427,6 +433,6 @@ impl Pieces {
 impl Drop for Pieces {
     fn drop(&mut self) {
         // SAFETY: nothing of it is lent any more.
-        unsafe { sys::free(self.memory, self.size) };
+        unsafe { sys!(nr::MUNMAP, self.memory, self.size) };
     }
 }

@@ -301,9 +301,10 @@ pub(crate) fn allocate(len: u64) -> Option<u64> {
 /// # Safety
 /// Nobody may use it any more.
 pub(crate) unsafe fn free(address: u64, len: u64) {
+    // Before the memory is anybody's: another thread could get the same place and write it down.
+    crate::own::forget(address);
     // SAFETY: the caller's promise.
     unsafe { sys!(nr::MUNMAP, address, len) };
-    crate::own::forget(address);
 }
 
 /// Reads the program's memory without dereferencing it: what is gone gives `false`, not a signal.

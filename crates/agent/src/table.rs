@@ -19,7 +19,7 @@ struct Row {
     marks: AtomicU64,
     /// Address that `marks[0]` stands for; stays when the range is trimmed at the front.
     base: AtomicU64,
-    /// Bytes of `marks` that this row owns alone and may use again, 0 if it shares them with a split-off row.
+    /// Bytes of `marks`, 0 if there are none yet.
     capacity: AtomicU64,
 }
 
@@ -105,14 +105,28 @@ impl Table {
         self.rows().iter().find(|row| row.end.load(SeqCst) == 0 && fits(row))
     }
 
-    /// Any free row. With the lock held.
-    fn any_row(&self) -> Option<&Row> {
-        self.free_row(|_| true).or_else(|| {
-            let used = self.used.load(SeqCst) as usize;
-            let row = self.rows.get(used)?;
-            self.used.store(used as u32 + 1, SeqCst);
-            Some(row)
-        })
+    /// A free row with marks for so many pages; whatever they say. `None` if the table or memory is full. With the lock
+    /// held.
+    fn take_row(&self, pages: u64) -> Option<&Row> {
+        if let Some(row) = self.free_row(|row| row.capacity.load(SeqCst) >= pages) {
+            return Some(row);
+        }
+        let row = self
+            .free_row(|row| row.capacity.load(SeqCst) == 0)
+            .or_else(|| {
+                let used = self.used.load(SeqCst) as usize;
+                let row = self.rows.get(used)?;
+                self.used.store(used as u32 + 1, SeqCst);
+                Some(row)
+            })
+            .or_else(|| self.free_row(|_| true))?;
+        // Arrays that are too small are not freed: a look-up without the lock may still hold their address. Each is at
+        // least twice as large as the one before, so that there are few.
+        let size = sys::page_up(pages).next_power_of_two();
+        let marks = sys::allocate(size)?;
+        row.marks.store(marks, SeqCst);
+        row.capacity.store(size, SeqCst);
+        Some(row)
     }
 
     /// True if any page of `start..end` is managed.
@@ -258,21 +272,11 @@ impl Locked<'_> {
     }
 
     fn add(&self, start: u64, end: u64) -> bool {
-        let needed = (end - start) / PAGE;
-        let fitting = self.table.free_row(|row| row.capacity.load(SeqCst) >= needed);
-        let Some(row) = fitting.or_else(|| self.table.any_row()) else { return false };
+        let Some(row) = self.table.take_row((end - start) / PAGE) else { return false };
         row.start.store(start, SeqCst);
         row.base.store(start, SeqCst);
-        if fitting.is_none() {
-            // Arrays that are too small are not freed: a look-up without the lock may still hold their address.
-            let Some(marks) = sys::allocate(sys::page_up(needed)) else { return false };
-            row.marks.store(marks, SeqCst);
-            row.capacity.store(sys::page_up(needed), SeqCst);
-            row.end.store(end, SeqCst);
-        } else {
-            row.end.store(end, SeqCst);
-            self.table.set(start, end, Mark::PLAIN);
-        }
+        row.end.store(end, SeqCst);
+        self.table.set(start, end, Mark::PLAIN);
         crate::own::exclude(start, end);
         true
     }
@@ -286,15 +290,16 @@ impl Locked<'_> {
                 continue;
             }
             if end < row_end {
-                // The part behind goes on in a row of its own, over the same bytes.
-                let rest = (row_start < start).then(|| self.table.any_row());
+                // The part behind goes on in a row of its own, with a copy of its marks: arrays that two rows share
+                // could not be used again by either.
+                let rest = (row_start < start).then(|| self.table.take_row((row_end - end) / PAGE));
                 match rest {
                     Some(Some(free)) => {
                         free.start.store(end, SeqCst);
-                        free.base.store(row.base.load(SeqCst), SeqCst);
-                        free.marks.store(row.marks.load(SeqCst), SeqCst);
-                        free.capacity.store(0, SeqCst);
-                        row.capacity.store(0, SeqCst);
+                        free.base.store(end, SeqCst);
+                        for address in (end..row_end).step_by(PAGE as usize) {
+                            free.byte(address).store(row.byte(address).load(SeqCst), SeqCst);
+                        }
                         free.end.store(row_end, SeqCst);
                         row.end.store(start, SeqCst);
                     }
