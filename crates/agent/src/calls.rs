@@ -127,6 +127,7 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     let Some((start, end)) = touches(range) else { return call.raw() };
     gated(|locked| {
         STATE.layout_changes();
+        locked.prepare_to_disown(start, end);
         let result = call.raw();
         if !sys::failed(result) {
             locked.disown(start, end);

@@ -31,6 +31,13 @@ pub(crate) struct Table {
     rows: [Row; RANGES_MAX],
 }
 
+/// Pages that the marks of an ordinary range stand for: 16 MiB.
+const SMALL_PAGES: usize = 4096;
+
+/// Marks of ranges that are not large, one array for each row, so that nothing has to be mapped for them: a place that the
+/// program has just unmapped is the first that the kernel would give, and the program may map it again as its own.
+static SMALL: [[AtomicU8; SMALL_PAGES]; RANGES_MAX] = [const { [const { AtomicU8::new(0) }; SMALL_PAGES] }; RANGES_MAX];
+
 /// Proof that the table's lock is held.
 pub(crate) struct Locked<'a> {
     table: &'a Table,
@@ -111,14 +118,17 @@ impl Table {
         if let Some(row) = self.free_row(|row| row.capacity.load(SeqCst) >= pages) {
             return Some(row);
         }
+        let used = self.used.load(SeqCst) as usize;
+        if let Some((row, marks)) = self.rows.get(used).zip(SMALL.get(used)).filter(|_| pages <= SMALL_PAGES as u64) {
+            row.marks.store(marks.as_ptr() as u64, SeqCst);
+            row.capacity.store(SMALL_PAGES as u64, SeqCst);
+            self.used.store(used as u32 + 1, SeqCst);
+            return Some(row);
+        }
         let row = self
-            .free_row(|row| row.capacity.load(SeqCst) == 0)
-            .or_else(|| {
-                let used = self.used.load(SeqCst) as usize;
-                let row = self.rows.get(used)?;
-                self.used.store(used as u32 + 1, SeqCst);
-                Some(row)
-            })
+            .rows
+            .get(used)
+            .inspect(|_| self.used.store(used as u32 + 1, SeqCst))
             .or_else(|| self.free_row(|_| true))?;
         // Arrays that are too small are not freed: a look-up without the lock may still hold their address. Each is at
         // least twice as large as the one before, so that there are few.
@@ -279,6 +289,17 @@ impl Locked<'_> {
         self.table.set(start, end, Mark::PLAIN);
         crate::own::exclude(start, end);
         true
+    }
+
+    /// Makes sure that [`Self::disown`] of the same range needs no memory: to be called before the range is unmapped,
+    /// since memory mapped afterwards could lie in it.
+    pub(crate) fn prepare_to_disown(&self, start: u64, end: u64) {
+        for row in self.table.rows() {
+            let (row_start, row_end) = (row.start.load(SeqCst), row.end.load(SeqCst));
+            if row_start < start && end < row_end {
+                let _ = self.table.take_row((row_end - end) / PAGE);
+            }
+        }
     }
 
     /// Takes `start..end` out of management. Its marks must be plain, or the memory about to go.
