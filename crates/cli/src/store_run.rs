@@ -110,6 +110,8 @@ fn start(args: &RunArgs, ready: &Ready, say: &dyn Fn(&str)) -> Result<(Option<Ma
         Ok(managed) => Some(managed),
         Err(error) => {
             say(&format!("the command runs unmanaged: {error:#}{}", way_out(&error)));
+            // Helpers of an outer run are none of ours to adopt, and do not come where they would be.
+            let _ = kernel::task::set_child_subreaper(false);
             None
         }
     };
