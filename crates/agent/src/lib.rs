@@ -28,6 +28,7 @@ mod elf;
 #[cfg(feature = "faults")]
 pub mod faults;
 mod filter;
+mod fork_events;
 mod gate;
 mod helper;
 mod link;
@@ -36,6 +37,7 @@ mod own;
 mod patch;
 mod place;
 mod references;
+mod scratch;
 mod segments;
 mod space;
 mod spawn;

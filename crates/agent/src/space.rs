@@ -19,18 +19,15 @@ use merge::{
 };
 
 use crate::calls::apply;
+use crate::fork_events::FORK_PAUSE_NS;
 use crate::segments::Segments;
 use crate::state::STATE;
-use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP};
+use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP};
 use crate::sys::{
     MREMAP_FIXED, MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys,
 };
-use crate::{gate, link, threads};
+use crate::{gate, threads};
 
-/// How long a fork's event may stay unread once the broker is gone: the guardian reads it at once.
-const FORK_WITHIN_NS: u64 = 2_000_000_000;
-/// Pause between two looks at it.
-const FORK_PAUSE_NS: u64 = 50_000;
 /// How long the broker may take to register memory for tracking. A broker that is stopped meanwhile has all the time in
 /// the world, and nothing is merged for so long.
 const TRACKING_WITHIN_NS: u64 = 20_000_000;
@@ -66,28 +63,8 @@ pub(crate) struct Space {
     pub(crate) raise: bool,
 }
 
-/// Patience with whoever is to read a fork's event. While the broker is there it is without end, since the child would
-/// read zeros, and a broker that is stopped or swapped out comes back.
-struct Patience {
-    since: u64,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { since: sys::monotonic() }
-    }
-
-    fn goes_on(&mut self, broker: i32) -> bool {
-        let now = sys::monotonic();
-        if !link::hung_up(broker) {
-            self.since = now;
-        }
-        now.saturating_sub(self.since) < FORK_WITHIN_NS
-    }
-}
-
 impl Space {
-    fn ioctl(&self, fd: i32, request: u32, argument: u64) -> i64 {
+    pub(crate) fn ioctl(&self, fd: i32, request: u32, argument: u64) -> i64 {
         // SAFETY: `argument` points to the structure that the request takes, alive during the call; what the request
         // does to the address space is the step that the caller describes.
         unsafe { sys!(nr::IOCTL, fd as u64, request.into(), argument) }
@@ -107,99 +84,12 @@ impl Space {
         base + slot as u64 * PAGE
     }
 
-    /// Makes the scratch area what pages are moved to: registered, like the place they come from, and empty. `false` if
-    /// there is no memory for that.
-    pub(crate) fn open_scratch(&mut self) -> bool {
-        if self.register(self.scratch, self.scratch + SCRATCH, RegisterMode::Missing).is_err() {
-            return false;
-        }
-        // Whoever reads all that a program has, a garbage collector or a debugger, has put pages there.
-        self.discard(self.scratch, SCRATCH);
-        true
-    }
-
-    /// Leaves the scratch area as memory like any other. Who touched it meanwhile has waited, and goes on: while it is
-    /// registered and nobody moves anything, he would wait for ever.
-    pub(crate) fn close_scratch(&mut self) {
-        self.unregister(self.scratch, self.scratch + SCRATCH);
-    }
-
-    fn discard(&self, start: u64, len: u64) {
-        // SAFETY: scratch pages whose content is in place, or equal to what is.
-        if unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED) } != 0 {
-            // After mlockall the plain advice is refused.
-            // SAFETY: as above.
-            unsafe { sys!(nr::MADVISE, start, len, advice::DONTNEED_LOCKED) };
-        }
-    }
-
-    /// The kernel unmaps the target of a move before it looks at limits (RLIMIT_DATA, RLIMIT_AS, overcommit): a move that
-    /// fails leaves a hole in the reservation, into which the program's next mmap may go. If it was quicker than this the
-    /// place is the program's, and is never moved to again.
-    fn reserve_again(&mut self, target: u64, len: u64) {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
-        // SAFETY: takes no place that anybody has.
-        let reserved = unsafe { sys::mmap(target, len, PROT_NONE, flags, -1, 0) };
-        if reserved != Ok(target) {
-            self.diverged_scratch_lost = !self.is_reserved(target, target + len);
-        }
-    }
-
-    /// True if all of a range still is the reservation that was made at the start.
-    fn is_reserved(&mut self, start: u64, end: u64) -> bool {
-        const ACCESSIBLE: u64 = 7;
-        let mut at = start;
-        while at < end {
-            let untouched = |mapping: &ProcmapQuery| mapping.inode == 0 && mapping.vma_flags & ACCESSIBLE == 0;
-            match self.mapping(at).filter(untouched) {
-                Some(mapping) => at = mapping.vma_end,
-                None => return false,
-            }
-        }
-        true
-    }
-
     /// UFFDIO_MOVE; returns the bytes moved and the error that stopped it.
     fn move_pages(&self, dst: u64, src: u64, len: u64) -> (u64, i64) {
         let mut request = UffdioMove { dst, src, len, mode: 0, moved: 0 };
         let result = self.ioctl(self.uffd, UFFDIO_MOVE, (&raw mut request) as u64);
         let moved = if request.moved > 0 { request.moved as u64 } else { 0 };
         if result == 0 { (len, 0) } else { (moved, if request.moved < 0 { -request.moved } else { -result }) }
-    }
-
-    /// Waits while a fork that the gate did not see is being dealt with: its child gets what the journal says is frozen,
-    /// so the journal must not change before.
-    fn let_forks_pass(&self) {
-        let mut patience = Patience::new();
-        while self.fork_is_pending() && patience.goes_on(self.link) {
-            sys::sleep_ns(FORK_PAUSE_NS);
-        }
-    }
-
-    /// Puts pages back with no fork being dealt with. Said before it is looked for, as the reader of the events says that
-    /// it is at work before it looks whether pages are being put back: one of the two always sees the other.
-    fn begin_thaw(&self) {
-        let mut patience = Patience::new();
-        loop {
-            self.control.thawing.store(1, SeqCst);
-            if !self.fork_is_pending() || !patience.goes_on(self.link) {
-                return;
-            }
-            self.end_thaw();
-            sys::sleep_ns(FORK_PAUSE_NS);
-        }
-    }
-
-    fn end_thaw(&self) {
-        self.control.thawing.store(0, SeqCst);
-    }
-
-    /// The kernel answers EAGAIN to every copy, before it looks at what is to be copied (here: nothing), while an event
-    /// of a fork has not been read. From then on the reader says that it is at work.
-    fn fork_is_pending(&self) -> bool {
-        let mut request = UffdioCopy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
-        self.ioctl(self.uffd, UFFDIO_COPY, (&raw mut request) as u64) == -errno::EAGAIN
-            || self.control.filling.load(SeqCst) != 0
     }
 
     /// Copies one scratch page back into a registered hole.
@@ -225,18 +115,11 @@ impl Space {
         !failed(result)
     }
 
-    fn mapping(&mut self, address: u64) -> Option<ProcmapQuery> {
+    pub(crate) fn mapping(&mut self, address: u64) -> Option<ProcmapQuery> {
         let mut query =
             ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: address, ..ProcmapQuery::default() };
         let result = self.ioctl(self.maps, PROCMAP_QUERY, (&raw mut query) as u64);
         (result == 0 && query.vma_start <= address && address < query.vma_end).then_some(query)
-    }
-
-    /// Empties slots for diverged pages, so that nothing but what is frozen comes there.
-    fn reserve(&self, start: u64, len: u64) {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-        // SAFETY: reserves a part of the agent's own scratch area anew.
-        let _ = unsafe { sys::mmap(start, len, PROT_NONE, flags, -1, 0) };
     }
 
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.

@@ -19,6 +19,7 @@ mod outside;
 mod own;
 mod pressure;
 mod process;
+mod properties;
 mod raw_forks;
 mod remaps;
 mod stand;
@@ -41,6 +42,7 @@ const VICTIMS: &[&[Victim]] = &[
     own::VICTIMS,
     pressure::VICTIMS,
     process::VICTIMS,
+    properties::VICTIMS,
     raw_forks::VICTIMS,
     remaps::VICTIMS,
     stops::VICTIMS,
