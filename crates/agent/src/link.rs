@@ -29,6 +29,23 @@ struct Header {
     pad2: u32,
 }
 
+impl Header {
+    /// One buffer, and room or content of `control_len` bytes for descriptors, none for 0.
+    fn new(iov: &[u64; 2], control: u64, control_len: u64) -> Self {
+        Self {
+            name: 0,
+            name_len: 0,
+            pad: 0,
+            iov: iov.as_ptr() as u64,
+            iov_len: 1,
+            control,
+            control_len,
+            flags: 0,
+            pad2: 0,
+        }
+    }
+}
+
 /// One descriptor in a control message, padded as CMSG_SPACE pads it.
 #[repr(C)]
 struct OneDescriptor {
@@ -102,17 +119,11 @@ impl Link {
         let rights =
             OneDescriptor { len: 20, level: SOL_SOCKET, kind: SCM_RIGHTS, fd: descriptor.unwrap_or(-1), pad: 0 };
         let with = descriptor.is_some();
-        let header = Header {
-            name: 0,
-            name_len: 0,
-            pad: 0,
-            iov: iov.as_ptr() as u64,
-            iov_len: 1,
-            control: if with { (&raw const rights) as u64 } else { 0 },
-            control_len: if with { size_of::<OneDescriptor>() as u64 } else { 0 },
-            flags: 0,
-            pad2: 0,
-        };
+        let header = Header::new(
+            &iov,
+            if with { (&raw const rights) as u64 } else { 0 },
+            if with { size_of::<OneDescriptor>() as u64 } else { 0 },
+        );
         // SAFETY: the kernel reads the header and what it points to, all of it alive here.
         let sent = unsafe { sys!(nr::SENDMSG, self.fd as u64, (&raw const header) as u64, MSG_NOSIGNAL) };
         sent == PACKET as i64
@@ -123,17 +134,7 @@ impl Link {
         let mut packet = [0_u8; PACKET];
         let iov = [packet.as_mut_ptr() as u64, PACKET as u64];
         let mut rights = OneDescriptor { len: 0, level: 0, kind: 0, fd: -1, pad: 0 };
-        let mut header = Header {
-            name: 0,
-            name_len: 0,
-            pad: 0,
-            iov: iov.as_ptr() as u64,
-            iov_len: 1,
-            control: (&raw mut rights) as u64,
-            control_len: size_of::<OneDescriptor>() as u64,
-            flags: 0,
-            pad2: 0,
-        };
+        let mut header = Header::new(&iov, (&raw mut rights) as u64, size_of::<OneDescriptor>() as u64);
         let flags = MSG_CMSG_CLOEXEC | if wait { 0 } else { MSG_DONTWAIT };
         // SAFETY: the kernel writes into `packet` and `rights`, within the lengths given.
         let got = unsafe { sys!(nr::RECVMSG, self.fd as u64, (&raw mut header) as u64, flags) };
@@ -158,17 +159,7 @@ pub(crate) fn hung_up(fd: i32) -> bool {
     const MSG_PEEK: u64 = 2;
     let mut byte = 0_u8;
     let iov = [(&raw mut byte) as u64, 1];
-    let mut header = Header {
-        name: 0,
-        name_len: 0,
-        pad: 0,
-        iov: iov.as_ptr() as u64,
-        iov_len: 1,
-        control: 0,
-        control_len: 0,
-        flags: 0,
-        pad2: 0,
-    };
+    let mut header = Header::new(&iov, 0, 0);
     // SAFETY: the kernel writes one byte, and descriptors nowhere.
     let got = unsafe { sys!(nr::RECVMSG, fd as u64, (&raw mut header) as u64, MSG_PEEK | MSG_DONTWAIT) };
     got == 0 || (got < 0 && got != -errno::EAGAIN && got != -errno::EINTR)

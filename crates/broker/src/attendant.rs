@@ -160,7 +160,7 @@ const FILL_TRIES: usize = 1000;
 /// once, and the child, which may throw them away, move them or fork: the less time between that and the copies, the
 /// better. Without an event at the first look there is nothing in place that the child lacks, and the scratch area stays
 /// as it is for long enough.
-pub(crate) fn fill_children(attended: &Attended) -> bool {
+fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
     wait_for_thaw(&attended.control);
     let alive = loop {

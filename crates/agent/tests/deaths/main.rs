@@ -9,6 +9,8 @@
 
 mod host;
 mod hostile;
+#[path = "../common/raw_fork.rs"]
+mod raw_fork;
 mod stage;
 mod victim;
 

@@ -6,6 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::raw_fork::raw_fork;
+
 /// Pages of one half; the other half has the same content.
 const HALF: usize = 64;
 const PAGES: usize = 2 * HALF + 3;
@@ -180,20 +182,6 @@ fn writer(memory: Memory) {
             memory.check(page, id, "seen by the writer");
         }
     }
-}
-
-/// A fork that libc, and so the gate, does not see.
-fn raw_fork() -> i32 {
-    let result: i64;
-    // SAFETY: clone(SIGCHLD) as fork does it; the child only compares and ends.
-    unsafe {
-        std::arch::asm!(
-            "syscall", inlateout("rax") libc::SYS_clone => result,
-            in("rdi") libc::SIGCHLD as i64, in("rsi") 0, in("rdx") 0, in("r10") 0, in("r8") 0,
-            lateout("rcx") _, lateout("r11") _
-        );
-    }
-    result as i32
 }
 
 /// Forks past the gate, again and again; every child has what its parent has.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::process::helper_of;
+use crate::raw_fork::raw_fork;
 use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
 
@@ -23,20 +24,6 @@ const FIRST: u64 = 2000;
 enum Kind {
     Libc,
     Raw,
-}
-
-/// A fork that libc, and so the gate, does not see.
-pub(crate) fn raw_fork() -> i32 {
-    let result: i64;
-    // SAFETY: clone(SIGCHLD) as fork does it; the child only computes, compares and ends.
-    unsafe {
-        std::arch::asm!(
-            "syscall", inlateout("rax") libc::SYS_clone => result,
-            in("rdi") libc::SIGCHLD as i64, in("rsi") 0, in("rdx") 0, in("r10") 0, in("r8") 0,
-            lateout("rcx") _, lateout("r11") _
-        );
-    }
-    result as i32
 }
 
 /// Forks at random moments of dense merging; children check every byte and write their own.

@@ -20,6 +20,8 @@ mod own;
 mod pressure;
 mod process;
 mod properties;
+#[path = "../common/raw_fork.rs"]
+mod raw_fork;
 mod raw_forks;
 mod remaps;
 mod stand;

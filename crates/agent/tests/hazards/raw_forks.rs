@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::forks::{delay, event_readers, raw_fork};
+use crate::forks::{delay, event_readers};
 use crate::process::helper_of;
+use crate::raw_fork::raw_fork;
 use crate::stand::Stand;
 use crate::victim::{Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
 
