@@ -144,8 +144,8 @@ pub(crate) fn read_events(attended: &Attended) {
 
 /// Generations of children that are followed while they fork faster than they can be filled.
 const GENERATIONS: usize = 8;
-/// How often a page is tried while a child's mappings change.
-const FILL_TRIES: usize = 1000;
+/// For how long pages are tried while a child forks: whoever copies its mappings may have been preempted.
+const FILL_WITHIN: Duration = Duration::from_secs(2);
 
 /// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
 ///
@@ -185,15 +185,11 @@ fn fill_children(attended: &Attended) -> bool {
 /// Fills a child's holes. It waits at them until its descriptor is closed; what it makes of its other memory meanwhile is
 /// its own. If it forks, nothing can be copied before that event is read, and its child has the same holes.
 fn fill(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize) {
+    let until = Instant::now() + FILL_WITHIN;
     for (place, content) in pages {
-        for _ in 0..FILL_TRIES {
-            match child.copy(*place, content) {
-                Ok(CopyOutcome::Again { .. }) => {
-                    fill_its_children(child, pages, generations);
-                    std::thread::yield_now();
-                }
-                _ => break,
-            }
+        while matches!(child.copy(*place, content), Ok(CopyOutcome::Again { .. })) && Instant::now() < until {
+            fill_its_children(child, pages, generations);
+            std::thread::yield_now();
         }
     }
     fill_its_children(child, pages, generations);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::process::helper_of;
 use crate::raw_fork::raw_fork;
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
+use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair, reap, tell, two_contents};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("forks", || forks(Kind::Libc, 50, 5)),
@@ -28,13 +28,7 @@ enum Kind {
 
 /// Forks at random moments of dense merging; children check every byte and write their own.
 fn forks(kind: Kind, at_least: u64, seconds: u64) {
-    let (one, two) = (Region::map(PAGES), Region::map(2 * PAGES));
-    one.fill_from(FIRST);
-    two.fill_from(FIRST);
-    merge_pair(one, two.part(0, PAGES));
-    // Two contents for each page, both with twins.
-    two.part(PAGES, 2 * PAGES).mergeable();
-    merge_densely();
+    let (one, two) = two_contents(PAGES, FIRST);
     let mut random = Random(99);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0_u64;
@@ -252,12 +246,7 @@ fn parent_and_child_write_apart() {
 
 /// A daemon closes every descriptor that it does not know, again and again.
 fn close_all() {
-    let (one, two) = (Region::map(PAGES), Region::map(2 * PAGES));
-    one.fill_from(FIRST);
-    two.fill_from(FIRST);
-    merge_pair(one, two.part(0, PAGES));
-    two.part(PAGES, 2 * PAGES).mergeable();
-    merge_densely();
+    let (one, two) = two_contents(PAGES, FIRST);
     let until = Instant::now() + Duration::from_secs(3);
     let mut round = 0;
     while Instant::now() < until {

@@ -6,7 +6,7 @@ use crate::forks::{delay, event_readers};
 use crate::process::helper_of;
 use crate::raw_fork::raw_fork;
 use crate::stand::Stand;
-use crate::victim::{Region, Victim, end_with, merge_densely, merge_pair, reap, tell};
+use crate::victim::{Region, Victim, end_with, reap, tell, two_contents};
 
 pub(crate) const VICTIMS: &[Victim] = &[("children_fork", children_fork)];
 
@@ -32,12 +32,7 @@ fn generation(left: u32, one: Region, two: Region, first: u64) -> i32 {
 }
 
 fn children_fork() {
-    let (one, two) = (Region::map(PAGES), Region::map(2 * PAGES));
-    one.fill_from(FIRST);
-    two.fill_from(FIRST);
-    merge_pair(one, two.part(0, PAGES));
-    two.part(PAGES, 2 * PAGES).mergeable();
-    merge_densely();
+    let (one, two) = two_contents(PAGES, FIRST);
     let until = Instant::now() + Duration::from_secs(5);
     let mut rounds = 0_u64;
     while Instant::now() < until {

@@ -229,6 +229,18 @@ pub(crate) fn merged_pair(pages: usize, first: u64) -> (Region, Region) {
     (one, two)
 }
 
+/// A merged region whose pages have twins with either of two contents, `first + i` and `first + pages + i`, and the region
+/// of the twins. From here on the test merges without end.
+pub(crate) fn two_contents(pages: usize, first: u64) -> (Region, Region) {
+    let (one, two) = (Region::map(pages), Region::map(2 * pages));
+    one.fill_from(first);
+    two.fill_from(first);
+    merge_pair(one, two.part(0, pages));
+    two.part(pages, 2 * pages).mergeable();
+    merge_densely();
+    (one, two)
+}
+
 /// Hands two equal regions over and has them merged.
 pub(crate) fn merge_pair(one: Region, two: Region) {
     one.mergeable();
