@@ -83,11 +83,10 @@ impl Arrived {
         if let Some(sender) = self.sender {
             return sender != process && sender != Pid::this();
         }
-        let group = |pid: Pid| rustix::process::getpgid(pid.to_rustix()).ok();
         match self.signal() {
-            Some(Signal::HUP | Signal::CONT) if rustix::process::getsid(None) == Ok(rustix::process::getpid()) => true,
+            Some(Signal::HUP | Signal::CONT) if leads_session() => true,
             Some(Signal::HUP | Signal::INT | Signal::QUIT | Signal::WINCH | Signal::CONT) => {
-                group(process) != group(Pid::this())
+                group_of(process) != group_of(Pid::this())
             }
             Some(Signal::ALARM | Signal::VTALARM | Signal::PROF) => true,
             _ => false,
@@ -227,6 +226,19 @@ pub fn die_by(number: i32) {
     }
 }
 
+/// A process's group. Zero stands for a group that has no number in this PID namespace, as in a container whose first
+/// process was given no session of its own: rustix takes that for impossible.
+fn group_of(process: Pid) -> i32 {
+    // SAFETY: the call takes an integer.
+    unsafe { libc::getpgid(process.0) }
+}
+
+/// True if a terminal that hangs up tells this process alone.
+fn leads_session() -> bool {
+    // SAFETY: the call takes an integer.
+    unsafe { libc::getsid(0) == libc::getpid() }
+}
+
 fn set_of(numbers: impl Iterator<Item = i32>) -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set.
@@ -275,21 +287,35 @@ mod tests {
         let (mut with_us, mut apart) = (sleeper(false), sleeper(true));
         let pid = |child: &std::process::Child| Pid(child.id().cast_signed());
         let from = |signal: Signal, sender: Option<Pid>| Arrived { number: signal.as_raw(), sender };
-        let leads_session = rustix::process::getsid(None) == Ok(rustix::process::getpid());
-        assert_eq!(from(Signal::HUP, None).is_for(pid(&with_us)), leads_session);
+        assert_eq!(from(Signal::HUP, None).is_for(pid(&with_us)), leads_session());
         assert!(!from(Signal::INT, None).is_for(pid(&with_us)), "a key reaches the whole group");
         for signal in [Signal::HUP, Signal::INT, Signal::WINCH] {
             assert!(from(signal, None).is_for(pid(&apart)), "{signal:?} reaches one group only");
         }
         assert!(from(Signal::ALARM, None).is_for(pid(&with_us)), "a timer that was set before");
         assert!(!from(Signal::XFSZ, None).is_for(pid(&apart)), "a limit of this process's own");
-        assert!(from(Signal::USR2, Some(Pid(1))).is_for(pid(&with_us)));
+        assert!(from(Signal::USR2, Some(Pid(0))).is_for(pid(&with_us)), "somebody outside of this PID namespace");
         assert!(!from(Signal::PIPE, Some(Pid::this())).is_for(pid(&with_us)), "a pipe that this process wrote to");
         assert!(!from(Signal::TERM, Some(pid(&with_us))).is_for(pid(&with_us)), "it would hit itself");
         for child in [&mut with_us, &mut apart] {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Groups and sessions from outside a PID namespace have the number 0 in it.
+    #[test]
+    fn groups_of_another_namespace_are_groups() {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--pid", "--fork", "--mount-proc"]).arg(std::env::current_exe().unwrap());
+        let name = "signals::tests::a_process_gets_what_it_has_not_got_by_itself";
+        let output = command.args(["--exact", name]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     #[test]
