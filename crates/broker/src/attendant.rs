@@ -67,7 +67,9 @@ impl Attendants {
         }
         if events {
             let attended = Arc::clone(attended);
-            threads.push(builder("pf-events").spawn(move || read_events(&attended)).map_err(BrokerError::Thread)?);
+            // With the longest number 15 bytes, which is what the kernel keeps of a name.
+            let builder = builder(&format!("pf-fork {helper}"));
+            threads.push(builder.spawn(move || read_events(&attended)).map_err(BrokerError::Thread)?);
         }
         Ok(Self { attended: Arc::clone(attended), threads })
     }

@@ -84,16 +84,20 @@ fn d4_raw_forks_while_pages_are_merged() {
     stand.assert_merged(1000);
 }
 
-/// Threads of this process that read the events of forks.
-pub(crate) fn event_readers() -> Vec<i32> {
-    let mut threads = Vec::new();
-    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if comm.trim_end() == "pf-events" {
-            threads.push(task.file_name().to_str().unwrap().parse().unwrap());
+/// The thread of this process that reads the events of a member's forks.
+pub(crate) fn event_reader(helper: i32) -> i32 {
+    let name = format!("pf-fork {helper}");
+    for _ in 0..100 {
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if comm.trim_end() == name {
+                return task.file_name().to_str().unwrap().parse().unwrap();
+            }
         }
+        // It names itself when it first runs.
+        std::thread::sleep(Duration::from_millis(20));
     }
-    threads
+    panic!("nobody reads the events of {helper}");
 }
 
 /// Starts a process that lets threads of this one wait at each of their system calls.
@@ -105,7 +109,8 @@ pub(crate) fn delay(threads: &[i32], by: Duration) -> i32 {
         if child == 0 {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             for thread in threads {
-                libc::ptrace(libc::PTRACE_SEIZE, *thread, 0, 0);
+                // Without the option a thread whose tracer is killed while it waits gets a SIGTRAP.
+                libc::ptrace(libc::PTRACE_SEIZE, *thread, 0, libc::PTRACE_O_TRACESYSGOOD);
                 libc::ptrace(libc::PTRACE_INTERRUPT, *thread, 0, 0);
             }
             loop {
@@ -122,15 +127,13 @@ pub(crate) fn delay(threads: &[i32], by: Duration) -> i32 {
     }
 }
 
-/// Runs a victim that forks past the gate; `who` chooses whom to hold up, of the readers of its events and its helper.
-fn with_delay(who: impl FnOnce(Vec<i32>, i32) -> Vec<i32>) {
+/// Runs a victim that forks past the gate; `who` chooses whom to hold up, of the reader of its events and its helper.
+fn with_delay(who: impl FnOnce(i32, i32) -> Vec<i32>) {
     let stand = Stand::on_request();
-    let others = event_readers();
     let mut running = stand.start("few_raw_forks");
     running.expect_dense();
-    let readers: Vec<i32> = event_readers().into_iter().filter(|thread| !others.contains(thread)).collect();
-    assert!(!readers.is_empty(), "nobody reads the events");
-    let tracer = delay(&who(readers, helper_of(running.pid())), Duration::from_micros(300));
+    let helper = helper_of(running.pid());
+    let tracer = delay(&who(event_reader(helper), helper), Duration::from_micros(300));
     running.succeed();
     // SAFETY: ends the child of this test.
     unsafe { libc::kill(tracer, libc::SIGKILL) };
@@ -141,7 +144,7 @@ fn with_delay(who: impl FnOnce(Vec<i32>, i32) -> Vec<i32>) {
 /// two of its steps here: what it learned before the fork is out of date.
 #[test]
 fn d4_raw_forks_and_a_reader_that_lags() {
-    with_delay(|readers, _| readers);
+    with_delay(|reader, _| vec![reader]);
 }
 
 /// D4 again: the helper waits between looking for forks and putting pages back, and a fork comes in between.
@@ -153,7 +156,7 @@ fn d4_raw_forks_and_a_helper_that_lags() {
 /// Both of them.
 #[test]
 fn d4_raw_forks_and_everybody_lags() {
-    with_delay(|readers, helper| readers.into_iter().chain([helper]).collect());
+    with_delay(|reader, helper| vec![reader, helper]);
 }
 
 /// A child in this memory, on this stack: it writes one word and ends, all without using the stack.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::forks::{delay, event_readers};
+use crate::forks::{delay, event_reader};
 use crate::process::helper_of;
 use crate::raw_fork::raw_fork;
 use crate::stand::Stand;
@@ -60,29 +60,23 @@ fn d4_children_of_raw_forks_fork_at_once() {
     stand.assert_merged(100);
 }
 
-/// Stops threads of this process some times for a while.
-fn stop(threads: &[i32], times: u32, time: Duration) -> i32 {
+/// Stops a thread of this process some times for a while.
+fn stop(thread: i32, times: u32, time: Duration) -> i32 {
     let pause = libc::timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
     // SAFETY: the child makes system calls only, and ends with _exit.
     unsafe {
         let child = libc::fork();
         if child == 0 {
             let short = libc::timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-            for thread in threads {
-                libc::ptrace(libc::PTRACE_SEIZE, *thread, 0, 0);
-            }
+            libc::ptrace(libc::PTRACE_SEIZE, thread, 0, 0);
             for _ in 0..times {
-                for thread in threads {
-                    libc::ptrace(libc::PTRACE_INTERRUPT, *thread, 0, 0);
-                    libc::waitpid(*thread, std::ptr::null_mut(), libc::__WALL);
-                }
+                libc::ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0);
+                libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL);
                 libc::nanosleep(&raw const pause, std::ptr::null_mut());
-                for thread in threads {
-                    libc::ptrace(libc::PTRACE_CONT, *thread, 0, 0);
-                }
+                libc::ptrace(libc::PTRACE_CONT, thread, 0, 0);
                 libc::nanosleep(&raw const short, std::ptr::null_mut());
             }
-            // The threads go on when their tracer ends.
+            // The thread goes on when its tracer ends.
             libc::_exit(0);
         }
         child
@@ -93,14 +87,12 @@ fn stop(threads: &[i32], times: u32, time: Duration) -> i32 {
 #[test]
 fn d4_raw_forks_and_a_reader_that_is_stopped() {
     let stand = Stand::on_request();
-    let others = event_readers();
     let mut running = stand.start("raw_forks_for_long");
     running.expect_dense();
-    let readers: Vec<i32> = event_readers().into_iter().filter(|thread| !others.contains(thread)).collect();
-    assert!(!readers.is_empty(), "nobody reads the events");
+    let helper = helper_of(running.pid());
     // Slow, so that pages are frozen most of the time.
-    let slow = delay(&[helper_of(running.pid())], Duration::from_micros(300));
-    let tracer = stop(&readers, 4, Duration::from_millis(2200));
+    let slow = delay(&[helper], Duration::from_micros(300));
+    let tracer = stop(event_reader(helper), 4, Duration::from_millis(2200));
     running.succeed();
     // SAFETY: ends the child of this test.
     unsafe { libc::kill(slow, libc::SIGKILL) };
