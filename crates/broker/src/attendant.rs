@@ -146,8 +146,12 @@ pub(crate) fn read_events(attended: &Attended) {
 
 /// Generations of children that are followed while they fork faster than they can be filled.
 const GENERATIONS: usize = 8;
-/// For how long pages are tried while a child forks: whoever copies its mappings may have been preempted.
+/// For how long pages are still tried while a child forks, once nobody needs the reader any more. Before that there is no
+/// limit: whoever copies the child's mappings may have been preempted or be short of memory, and a page that is not
+/// filled is read as what the mapping has below it, a zero or the store's page.
 const FILL_WITHIN: Duration = Duration::from_secs(2);
+/// Pause between two tries.
+const FILL_PAUSE: Duration = Duration::from_micros(20);
 
 /// Reads every event that waits and fills the children of forks. `false` if the descriptor is of no use any more.
 ///
@@ -172,7 +176,7 @@ fn fill_children(attended: &Attended) -> bool {
                 // What was counted before a fork does not hold once its child is gone.
                 attended.control.thread_epoch.fetch_add(1, SeqCst);
                 let lacking = before.unwrap_or_else(|| frozen_pages(attended, false));
-                fill(&uffd, &lacking, GENERATIONS);
+                fill(&uffd, &lacking, GENERATIONS, &attended.over);
                 attended.control.forks.fetch_add(1, SeqCst);
             }
             Ok(Some(_)) => {}
@@ -186,23 +190,25 @@ fn fill_children(attended: &Attended) -> bool {
 
 /// Fills a child's holes. It waits at them until its descriptor is closed; what it makes of its other memory meanwhile is
 /// its own. If it forks, nothing can be copied before that event is read, and its child has the same holes.
-fn fill(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize) {
+fn fill(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize, over: &AtomicBool) {
     let until = Instant::now() + FILL_WITHIN;
     for (place, content) in pages {
-        while matches!(child.copy(*place, content), Ok(CopyOutcome::Again { .. })) && Instant::now() < until {
-            fill_its_children(child, pages, generations);
-            std::thread::yield_now();
+        while matches!(child.copy(*place, content), Ok(CopyOutcome::Again { .. }))
+            && (!over.load(SeqCst) || Instant::now() < until)
+        {
+            fill_its_children(child, pages, generations, over);
+            std::thread::sleep(FILL_PAUSE);
         }
     }
-    fill_its_children(child, pages, generations);
+    fill_its_children(child, pages, generations, over);
 }
 
-fn fill_its_children(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize) {
+fn fill_its_children(child: &Uffd, pages: &[(Vaddr, Vec<u8>)], generations: usize, over: &AtomicBool) {
     while let Ok(Some(event)) = child.read_event() {
         if let Event::Fork { uffd } = event
             && let Some(generations) = generations.checked_sub(1)
         {
-            fill(&uffd, pages, generations);
+            fill(&uffd, pages, generations, over);
         }
     }
 }
