@@ -16,6 +16,7 @@
 mod account;
 mod attendant;
 mod broker;
+mod children;
 mod client;
 mod cycle;
 mod error;

@@ -5,10 +5,15 @@ use std::time::{Duration, Instant};
 use crate::forks::{delay, event_reader};
 use crate::process::helper_of;
 use crate::raw_fork::raw_fork;
-use crate::stand::Stand;
+use crate::stand::{Running, Stand, plain_command};
 use crate::victim::{Region, Victim, end_with, reap, tell, two_contents};
 
-pub(crate) const VICTIMS: &[Victim] = &[("children_fork", children_fork)];
+pub(crate) const VICTIMS: &[Victim] = &[
+    ("children_fork", children_fork),
+    ("forks_for_long", forks_for_long),
+    ("broker_without_descriptors", broker_without_descriptors),
+    ("broker_that_used_all_descriptors", broker_that_used_all_descriptors),
+];
 
 const PAGES: usize = 64;
 const FIRST: u64 = 3000;
@@ -101,4 +106,84 @@ fn d4_raw_forks_and_a_reader_that_is_stopped() {
     // SAFETY: the child of this test.
     assert_eq!(unsafe { libc::waitpid(tracer, &raw mut status, 0) }, tracer);
     stand.assert_merged(50);
+}
+
+/// Forks as long as its broker has no descriptors, and longer.
+fn forks_for_long() {
+    let (one, two) = two_contents(PAGES, FIRST);
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut rounds = 0_u64;
+    while Instant::now() < until {
+        let first = FIRST + PAGES as u64 * (rounds % 2);
+        one.fill_from(first);
+        std::thread::sleep(Duration::from_micros(rounds * 37 % 4000));
+        reap(crate::victim::fork(|| {
+            one.check_from(first);
+            two.check_from(FIRST);
+        }));
+        rounds += 1;
+    }
+    tell(&format!("{rounds} forks"));
+}
+
+fn limit_descriptors(soft: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes the limit and reads it.
+    unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
+        let before = limit.rlim_cur;
+        limit.rlim_cur = soft;
+        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
+        before
+    }
+}
+
+/// A process that has a broker in it and, for two seconds, not one descriptor.
+fn broker_without_descriptors() {
+    let stand = Stand::watching();
+    let mut running = stand.start("forks_for_long");
+    running.expect_dense();
+    let before = limit_descriptors(3);
+    std::thread::sleep(Duration::from_secs(2));
+    limit_descriptors(before);
+    running.succeed();
+    stand.assert_merged(PAGES as u64);
+}
+
+/// D4: the event of a fork comes with a descriptor of the child's. Where the broker can have none the fork waits until it
+/// can.
+///
+/// Seen to fail: a reader that ended at EMFILE let the fork hang for good.
+#[test]
+fn d4_forks_and_a_broker_without_descriptors() {
+    Running::start(plain_command("broker_without_descriptors"), None).succeed();
+}
+
+/// A process that has a broker in it and uses up its descriptors.
+fn broker_that_used_all_descriptors() {
+    let stand = Stand::watching();
+    let mut running = stand.start("forks_for_long");
+    running.expect_dense();
+    let before = limit_descriptors(256);
+    let mut all = Vec::new();
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        match std::fs::File::open("/dev/null") {
+            Ok(file) => all.push(file),
+            Err(_) => std::thread::yield_now(),
+        }
+    }
+    let output = running.succeed();
+    let forks = output.lines().find_map(|line| line.strip_suffix(" forks")).unwrap();
+    assert!(forks.parse::<u32>().unwrap() > 20, "{forks} forks");
+    limit_descriptors(before);
+    stand.assert_merged(PAGES as u64);
+}
+
+/// D4: the reader of events has descriptors in store, so that forks go on in a process that used up its own.
+///
+/// Seen to fail: without them the first fork hung.
+#[test]
+fn d4_forks_and_a_broker_that_used_all_descriptors() {
+    Running::start(plain_command("broker_that_used_all_descriptors"), None).succeed();
 }
