@@ -15,7 +15,7 @@ use kernel::refcheck::BpfCheck;
 use kernel::sched::{Policy, set_policy};
 use kernel::{MemoryFile, Pagemap, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, pidfd};
 
-use crate::children::{EventReader, fill_children};
+use crate::children::fill_children;
 use crate::error::BrokerError;
 use crate::recovery::Grounds;
 
@@ -127,16 +127,14 @@ fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: 
 
 /// Reads the events of a member's forks until it is over.
 pub(crate) fn read_events(attended: &Attended) {
-    let mut reader = EventReader::new(&attended.uffd);
     while !attended.over.load(SeqCst) {
         match pidfd::poll_in(attended.uffd.as_fd(), Some(LOOK_UP)) {
             Ok(true) => {}
             Ok(false) => continue,
             Err(_) => return,
         }
-        if !fill_children(attended, &mut reader) {
+        if !fill_children(attended) {
             return;
         }
-        reader.hold_ready(&attended.uffd);
     }
 }

@@ -4,13 +4,13 @@
 //! its descriptor is closed. A page that is not there by then is read as what the mapping has below it, a zero or the
 //! store's page. So nothing is closed before all is filled, whatever is scarce meanwhile.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use abi::BATCH_MAX;
 use abi::control::{Control, journal};
-use kernel::{CopyOutcome, Event, PagemapEntry, Uffd, UffdError, Vaddr, page_size};
+use kernel::{CopyOutcome, Event, PagemapEntry, Uffd, UffdError, Vaddr, page_size, pidfd};
 use rustix::io::Errno;
 
 use crate::attendant::Attended;
@@ -24,52 +24,21 @@ const PAUSE: Duration = Duration::from_micros(20);
 const SCARCE_PAUSE: Duration = Duration::from_millis(1);
 /// How long a helper may take to put back what one batch has frozen.
 const THAW_WITHIN: Duration = Duration::from_millis(500);
-/// Descriptors that are held ready: for a child and for a child of its.
-const SPARE: usize = 2;
 
-/// Reads events with a few descriptors held ready for the children that come with them. Where the process has no more,
-/// the kernel leaves the event where it is, and whoever forks would wait until something else is closed, which may be
-/// what it would have done next.
-pub(crate) struct EventReader {
-    spare: Vec<OwnedFd>,
-}
-
-impl EventReader {
-    /// With as many descriptors as can be had.
-    pub(crate) fn new(like: &Uffd) -> Self {
-        let mut reader = Self { spare: Vec::new() };
-        reader.hold_ready(like);
-        reader
-    }
-
-    /// Takes descriptors to be held ready, now that others have been closed.
-    pub(crate) fn hold_ready(&mut self, like: &Uffd) {
-        while self.spare.len() < SPARE
-            && let Ok(spare) = like.as_fd().try_clone_to_owned()
-        {
-            self.spare.push(spare);
+/// As [`Uffd::read_event`], but "none now" also where no descriptor can be had for the child: the kernel leaves the event
+/// where it is, and whoever forks waits until it can be read.
+fn read_event(uffd: &Uffd) -> Result<Option<Event>, UffdError> {
+    match uffd.read_event() {
+        Err(UffdError::Read { source }) if scarce(&source) => {
+            std::thread::sleep(SCARCE_PAUSE);
+            Ok(None)
         }
-    }
-
-    /// As [`Uffd::read_event`], but "none now" also for an event that has to wait until something else is closed.
-    pub(crate) fn read_event(&mut self, uffd: &Uffd) -> Result<Option<Event>, UffdError> {
-        loop {
-            match uffd.read_event() {
-                // Closing one makes room for this process's own limit and for the host's.
-                Err(UffdError::Read { source }) if scarce(&source) => {
-                    if self.spare.pop().is_none() {
-                        std::thread::sleep(SCARCE_PAUSE);
-                        return Ok(None);
-                    }
-                }
-                read => return read,
-            }
-        }
+        read => read,
     }
 }
 
 /// True for what passes when somebody else gives something back.
-fn scarce(error: &std::io::Error) -> bool {
+pub(crate) fn scarce(error: &std::io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
@@ -86,17 +55,17 @@ fn scarce(error: &std::io::Error) -> bool {
 /// once, and the child, which may throw them away, move them or fork: the less time between that and the copies, the
 /// better. Without an event at the first look there is nothing in place that the child lacks, and the scratch area stays
 /// as it is for long enough.
-pub(crate) fn fill_children(attended: &Attended, reader: &mut EventReader) -> bool {
+pub(crate) fn fill_children(attended: &Attended) -> bool {
     attended.control.filling.store(1, SeqCst);
     wait_for_thaw(&attended.control);
     let alive = loop {
-        let before = attended.uffd.event_is_pending().then(|| frozen_pages(attended, true));
-        match reader.read_event(&attended.uffd) {
+        let before = wait_for_event(&attended.uffd).then(|| frozen_pages(attended, true));
+        match read_event(&attended.uffd) {
             Ok(Some(Event::Fork { uffd })) => {
                 // What was counted before a fork does not hold once its child is gone.
                 attended.control.thread_epoch.fetch_add(1, SeqCst);
                 let lacking = before.unwrap_or_else(|| frozen_pages(attended, false));
-                fill(uffd, &lacking, reader, &attended.over);
+                fill(uffd, &lacking, &attended.over);
                 attended.control.forks.fetch_add(1, SeqCst);
             }
             Ok(Some(_)) => {}
@@ -106,6 +75,17 @@ pub(crate) fn fill_children(attended: &Attended, reader: &mut EventReader) -> bo
     };
     attended.control.filling.store(0, SeqCst);
     alive
+}
+
+/// True once the event of a fork that has begun can be read; false if none has. It counts as begun until whoever forked
+/// has run again, and meanwhile another one can begin: what is looked at before that one's event waits may be too old.
+fn wait_for_event(uffd: &Uffd) -> bool {
+    while uffd.event_is_pending() {
+        if !matches!(pidfd::poll_in(uffd.as_fd(), Some(PAUSE)), Ok(false)) {
+            return true;
+        }
+    }
+    false
 }
 
 /// A child, and how many of the pages have been tried.
@@ -131,14 +111,14 @@ impl Child {
 
 /// Fills a child's holes, and those of the children that it makes meanwhile: nothing can be copied into it before their
 /// events are read, and they have the same holes. What it makes of its other memory meanwhile is its own.
-fn fill(first: Uffd, pages: &[(Vaddr, Vec<u8>)], reader: &mut EventReader, over: &AtomicBool) {
+fn fill(first: Uffd, pages: &[(Vaddr, Vec<u8>)], over: &AtomicBool) {
     let until = Instant::now() + FILL_WITHIN;
     let mut children = vec![Child { uffd: first, tried: 0 }];
     loop {
         let mut born = Vec::new();
         children.retain_mut(|child| {
             let filled = child.fill(pages);
-            while let Ok(Some(event)) = reader.read_event(&child.uffd) {
+            while let Ok(Some(event)) = read_event(&child.uffd) {
                 if let Event::Fork { uffd } = event {
                     born.push(Child { uffd, tried: 0 });
                 }

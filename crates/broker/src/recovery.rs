@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use abi::BATCH_MAX;
 use abi::control::{ask, journal};
-use kernel::{CopyOutcome, PagemapEntry, Pid, Range, Uffd, Vaddr, futex_wake, maps, page_size};
+use kernel::{CopyOutcome, PagemapEntry, Pid, Range, Uffd, UffdError, Vaddr, futex_wake, maps, page_size};
 
 use crate::attendant::Attended;
+use crate::children::scarce;
 
 /// What a recovery needs to know of a member; taken when the helper introduced itself, not from the control area.
 #[derive(Clone, Copy, Debug)]
@@ -99,8 +100,14 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
 /// One round. Ends early at a page that cannot be copied now: the others could not either.
 fn give_back(attended: &Attended, scratch: Vaddr, done: &mut Recovered) {
     let mut entries = [PagemapEntry(0); BATCH_MAX];
-    if !attended.pagemap.entries(scratch, &mut entries).is_ok_and(|read| read == BATCH_MAX) {
-        return;
+    match attended.pagemap.entries(scratch, &mut entries) {
+        Ok(BATCH_MAX) => {}
+        // No address space any more.
+        Ok(0) => return,
+        Ok(_) | Err(_) => {
+            done.lost += 1;
+            return;
+        }
     }
     let mut buffer = vec![0; usize::try_from(page_size()).expect("a page is small")];
     for (slot, entry) in entries.iter().enumerate() {
@@ -116,11 +123,15 @@ fn give_back(attended: &Attended, scratch: Vaddr, done: &mut Recovered) {
         }
         match attended.uffd.copy(source, &buffer) {
             Ok(CopyOutcome::Done) => done.pages += 1,
-            Ok(CopyOutcome::Exists | CopyOutcome::Gone) | Err(_) => done.in_place += 1,
             Ok(CopyOutcome::Again { .. }) => {
                 done.lost += 1;
                 return;
             }
+            Err(UffdError::Range { source, .. }) if scarce(&source) => {
+                done.lost += 1;
+                return;
+            }
+            Ok(CopyOutcome::Exists | CopyOutcome::Gone) | Err(_) => done.in_place += 1,
         }
     }
 }

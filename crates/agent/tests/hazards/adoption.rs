@@ -3,7 +3,7 @@
 use std::os::unix::process::CommandExt as _;
 
 use crate::stand::Stand;
-use crate::victim::{Region, Victim, end_with, errno, fork, merge_now, merge_pair, pid, reap, tell};
+use crate::victim::{Region, Victim, end_with, errno, fork, merge_now, merge_pair, pid, reap, tell, wait_until};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("reaper", reaper),
@@ -174,8 +174,10 @@ fn stays_plain() {
 }
 
 fn is_told(stand: &Stand) {
-    let told = stand.summary().helper_refused;
-    assert!(told.iter().any(|text| text.contains("child subreaper")), "told: {told:?}");
+    // The word of a victim that has ended may still be on its way.
+    wait_until("the broker is told", || {
+        stand.summary().helper_refused.iter().any(|text| text.contains("child subreaper"))
+    });
 }
 
 /// D-7: with a child that could leave an orphan behind meanwhile the attribute cannot be cleared, so there is no helper.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::forks::{delay, event_reader};
+use crate::limits::set_soft_limit;
 use crate::process::helper_of;
 use crate::raw_fork::raw_fork;
 use crate::stand::{Running, Stand, plain_command};
@@ -12,7 +13,6 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("children_fork", children_fork),
     ("forks_for_long", forks_for_long),
     ("broker_without_descriptors", broker_without_descriptors),
-    ("broker_that_used_all_descriptors", broker_that_used_all_descriptors),
 ];
 
 const PAGES: usize = 64;
@@ -126,26 +126,14 @@ fn forks_for_long() {
     tell(&format!("{rounds} forks"));
 }
 
-fn limit_descriptors(soft: u64) -> u64 {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes the limit and reads it.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        let before = limit.rlim_cur;
-        limit.rlim_cur = soft;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-        before
-    }
-}
-
 /// A process that has a broker in it and, for two seconds, not one descriptor.
 fn broker_without_descriptors() {
     let stand = Stand::watching();
     let mut running = stand.start("forks_for_long");
     running.expect_dense();
-    let before = limit_descriptors(3);
+    let before = set_soft_limit(libc::RLIMIT_NOFILE, 3);
     std::thread::sleep(Duration::from_secs(2));
-    limit_descriptors(before);
+    set_soft_limit(libc::RLIMIT_NOFILE, before);
     running.succeed();
     stand.assert_merged(PAGES as u64);
 }
@@ -157,33 +145,4 @@ fn broker_without_descriptors() {
 #[test]
 fn d4_forks_and_a_broker_without_descriptors() {
     Running::start(plain_command("broker_without_descriptors"), None).succeed();
-}
-
-/// A process that has a broker in it and uses up its descriptors.
-fn broker_that_used_all_descriptors() {
-    let stand = Stand::watching();
-    let mut running = stand.start("forks_for_long");
-    running.expect_dense();
-    let before = limit_descriptors(256);
-    let mut all = Vec::new();
-    let until = Instant::now() + Duration::from_millis(300);
-    while Instant::now() < until {
-        match std::fs::File::open("/dev/null") {
-            Ok(file) => all.push(file),
-            Err(_) => std::thread::yield_now(),
-        }
-    }
-    let output = running.succeed();
-    let forks = output.lines().find_map(|line| line.strip_suffix(" forks")).unwrap();
-    assert!(forks.parse::<u32>().unwrap() > 20, "{forks} forks");
-    limit_descriptors(before);
-    stand.assert_merged(PAGES as u64);
-}
-
-/// D4: the reader of events has descriptors in store, so that forks go on in a process that used up its own.
-///
-/// Seen to fail: without them the first fork hung.
-#[test]
-fn d4_forks_and_a_broker_that_used_all_descriptors() {
-    Running::start(plain_command("broker_that_used_all_descriptors"), None).succeed();
 }
