@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use abi::control::Control;
 use kernel::{MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacket, SharedMap, Uffd, Vaddr};
@@ -23,6 +23,10 @@ const WORDS: usize = 5;
 const ADD: u64 = 1;
 const REMOVE: u64 = 2;
 const FAREWELL: u64 = 3;
+
+/// How long the guardian may take to end once it has been told to.
+const END_WITHIN: Duration = Duration::from_secs(2);
+const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// The broker's end.
 #[derive(Debug)]
@@ -58,7 +62,17 @@ impl GuardianLink {
     pub(crate) fn dismiss(mut self) {
         let _ = send(&self.link, [FAREWELL, 0, 0, 0, 0], &[]);
         drop(self.link);
-        let _ = self.child.wait();
+        // Nobody is left to be guarded. One that is stopped or frozen must not keep the broker from ending.
+        let until = Instant::now() + END_WITHIN;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > until {
+                let _ = self.child.kill();
+                std::thread::sleep(END_PAUSE);
+                let _ = self.child.try_wait();
+                return;
+            }
+            std::thread::sleep(END_PAUSE);
+        }
     }
 }
 
