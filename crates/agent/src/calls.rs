@@ -422,6 +422,7 @@ pub(crate) fn unmergeable(start: u64, end: u64) -> bool {
             let plain = STATE.table.next_merged(start, end).is_none();
             if plain {
                 STATE.layout_changes();
+                locked.prepare_to_disown(start, end);
                 locked.disown(start, end);
                 publish();
             }

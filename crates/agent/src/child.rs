@@ -40,8 +40,10 @@ pub(crate) fn notice() {
         STATE.forget_helper();
         word.store(1, SeqCst);
     } else {
+        let mut turns = 0;
         while word.load(SeqCst) == 2 {
-            sys::yield_now();
+            turns += 1;
+            sys::let_others_run(turns);
         }
     }
 }

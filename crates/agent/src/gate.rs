@@ -27,6 +27,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn enter(control: &'a Control) -> Self {
         let tid = sys::gettid();
         let start = tid as usize % GATE_SLOTS;
+        let mut turns = 0;
         loop {
             if let Some(slot) = take(control, tid, start) {
                 if control.gate.writer.load(SeqCst) == 0 {
@@ -36,7 +37,8 @@ impl<'a> Reader<'a> {
                 control.counters.gate_waits.fetch_add(1, SeqCst);
                 sys::futex_wait(&control.gate.writer, 1, 0);
             } else {
-                sys::yield_now();
+                turns += 1;
+                sys::let_others_run(turns);
             }
         }
     }

@@ -94,6 +94,7 @@ pub(crate) fn mremap(call: &Registers) -> i64 {
         let Some((from, to)) = touched(target) else { return call.raw() };
         return gated(|locked| {
             STATE.layout_changes();
+            locked.prepare_to_disown(from, to);
             let result = call.raw();
             if !failed(result) {
                 locked.disown(from, to);
@@ -132,6 +133,7 @@ fn remap(call: &Registers, wanted: &Wanted, merged: bool, locked: &Locked<'_>) -
     let &Wanted { start, end, new_len, .. } = wanted;
     if !wanted.fixed && !wanted.keep && wanted.growth() == 0 {
         // The kernel unmaps the tail, whatever the rest consists of.
+        locked.prepare_to_disown(start + new_len, end);
         let result = call.raw();
         if !failed(result) && new_len < wanted.len() {
             locked.disown(start + new_len, end);
@@ -150,6 +152,9 @@ fn remap(call: &Registers, wanted: &Wanted, merged: bool, locked: &Locked<'_>) -
         // registered for tracking.
         if merged {
             return None;
+        }
+        if wanted.may_move {
+            locked.prepare_to_move(start, end, new_len / PAGE);
         }
         let result = call.raw();
         if !failed(result) {
@@ -252,12 +257,15 @@ fn move_away(wanted: &Wanted, count: usize, merged: bool, locked: &Locked<'_>) -
         locked.disown(target, target + wanted.new_len);
     }
     // Before anything has moved, while there is a way back. Nobody looks at marks before this call is over.
-    if !carry(wanted, target, locked) && merged {
+    if !carry(wanted, target, locked, |locked, start, end| locked.adopt(start, end)) && merged {
         if !wanted.fixed {
             // SAFETY: as above. A place that the program named is kept for the next try.
             unsafe { sys!(nr::MUNMAP, target, wanted.new_len) };
         }
         return None;
+    }
+    if !wanted.keep {
+        locked.prepare_to_disown(wanted.start, wanted.end);
     }
     if wanted.common_end() < wanted.end {
         // SAFETY: the program shrinks its own range while moving it.
@@ -350,15 +358,16 @@ fn settle(wanted: &Wanted, moved: u64, locked: &Locked<'_>) {
         return;
     }
     // If there is no room, what has moved is simply not managed any more.
-    carry(wanted, moved, locked);
+    carry(wanted, moved, locked, |locked, start, end| locked.adopt_prepared(start, end));
     if !wanted.keep {
         locked.disown(wanted.start, wanted.end);
     }
 }
 
 /// Puts under management what was so before it moved to `target`, with its marks; as the kernel's mergeable flag moves
-/// and grows with a mapping. All or nothing: `false` if there is no room.
-fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>) -> bool {
+/// and grows with a mapping. All or nothing: `false` if there is no room. `adopt`: [`Locked::adopt`] before anything has
+/// moved, [`Locked::adopt_prepared`] afterwards, when what would be mapped could lie in the place that was given up.
+fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>, adopt: impl Fn(&Locked<'_>, u64, u64) -> bool) -> bool {
     let stop = wanted.common_end();
     let there = |address: u64| target + (address - wanted.start);
     let mut at = wanted.start;
@@ -368,7 +377,7 @@ fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>) -> bool {
             to = end;
         }
         let grown = if to == wanted.end { wanted.growth() } else { 0 };
-        if !locked.adopt(there(from), there(to) + grown) {
+        if !adopt(locked, there(from), there(to) + grown) {
             locked.disown(target, target + wanted.new_len);
             return false;
         }
@@ -401,7 +410,9 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// `None` if there is no memory. `most` have been counted before; there are no more, since the gate keeps them.
+    /// `None` if there is no memory, or if not all of them could be read: whoever has no descriptor left, or whose other
+    /// thread closes all of them, moves nothing. `most` have been counted before; there are no more, since the gate keeps
+    /// them.
     fn read(wanted: &Wanted, most: usize) -> Option<Self> {
         let size = page_up((most.max(1) * size_of::<Piece>()) as u64);
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -409,15 +420,19 @@ impl Pieces {
         let memory = unsafe { sys::mmap(0, size, PROT_READ | PROT_WRITE, flags, -1, 0) }.ok()?;
         let mut pieces = Self { memory, size, count: 0 };
         let stop = wanted.common_end();
+        let mut at = wanted.start;
         for_each_mapping(|line| {
             if line.end > wanted.start && line.start < stop && pieces.count < most {
                 let (start, end) = (line.start.max(wanted.start), line.end.min(stop));
+                if start == at {
+                    at = end;
+                }
                 // SAFETY: inside the memory allocated above, which has room for `most`.
                 unsafe { pieces.address().add(pieces.count).write(Piece { start, end, of_file: line.inode != 0 }) };
                 pieces.count += 1;
             }
         });
-        Some(pieces)
+        (at == stop).then_some(pieces)
     }
 
     fn address(&self) -> *mut Piece {

@@ -237,6 +237,16 @@ pub(crate) fn yield_now() {
     unsafe { sys!(nr::SCHED_YIELD) };
 }
 
+/// One more turn of a wait for what another thread does in a moment. After a few of them also threads of lower priority
+/// must run: for one of a real-time class to yield means to go on, and the other one may wait for this very CPU.
+pub(crate) fn let_others_run(turns: u32) {
+    if turns < 64 {
+        yield_now();
+    } else {
+        sleep_ns(50_000);
+    }
+}
+
 /// Waits on a futex word while it holds `value`, at most `timeout_ns` (0: without limit). The word may lie in shared
 /// memory.
 pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32, timeout_ns: u64) -> i64 {

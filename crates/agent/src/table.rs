@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::control::{Control, RANGES_MAX};
 use abi::mark::Mark;
 
-use crate::sys::{self, PAGE};
+use crate::sys::{self, PAGE, nr, sys};
 
 /// One managed range.
 struct Row {
@@ -86,7 +86,7 @@ impl Table {
                     {
                         return Locked { table: self, nested: false };
                     }
-                    sys::yield_now();
+                    sys::let_others_run(turns);
                 }
             }
         }
@@ -112,28 +112,42 @@ impl Table {
         self.rows().iter().find(|row| row.end.load(SeqCst) == 0 && fits(row))
     }
 
-    /// A free row with marks for so many pages; whatever they say. `None` if the table or memory is full. With the lock
-    /// held.
-    fn take_row(&self, pages: u64) -> Option<&Row> {
-        if let Some(row) = self.free_row(|row| row.capacity.load(SeqCst) >= pages) {
+    /// As [`Self::take_row`], without mapping memory.
+    fn prepared_row(&self, pages: u64, other: Option<&Row>) -> Option<&Row> {
+        let is_other = |row: &Row| other.is_some_and(|other| core::ptr::eq(row, other));
+        if let Some(row) = self.free_row(|row| row.capacity.load(SeqCst) >= pages && !is_other(row)) {
             return Some(row);
         }
         let used = self.used.load(SeqCst) as usize;
-        if let Some((row, marks)) = self.rows.get(used).zip(SMALL.get(used)).filter(|_| pages <= SMALL_PAGES as u64) {
-            row.marks.store(marks.as_ptr() as u64, SeqCst);
-            row.capacity.store(SMALL_PAGES as u64, SeqCst);
-            self.used.store(used as u32 + 1, SeqCst);
+        let (row, marks) = self.rows.get(used).zip(SMALL.get(used)).filter(|_| pages <= SMALL_PAGES as u64)?;
+        row.marks.store(marks.as_ptr() as u64, SeqCst);
+        row.capacity.store(SMALL_PAGES as u64, SeqCst);
+        self.used.store(used as u32 + 1, SeqCst);
+        Some(row)
+    }
+
+    /// A free row with marks for so many pages; whatever they say. `None` if the table or memory is full. With the lock
+    /// held. `apart`: where the marks must not lie, since the program may be about to map it. `other`: not this one.
+    fn take_row(&self, pages: u64, apart: (u64, u64), other: Option<&Row>) -> Option<&Row> {
+        if let Some(row) = self.prepared_row(pages, other) {
             return Some(row);
         }
+        let is_other = |row: &Row| other.is_some_and(|other| core::ptr::eq(row, other));
+        let used = self.used.load(SeqCst) as usize;
         let row = self
             .rows
             .get(used)
             .inspect(|_| self.used.store(used as u32 + 1, SeqCst))
-            .or_else(|| self.free_row(|_| true))?;
+            .or_else(|| self.free_row(|row| !is_other(row)))?;
         // Arrays that are too small are not freed: a look-up without the lock may still hold their address. Each is at
         // least twice as large as the one before, so that there are few.
         let size = sys::page_up(pages).next_power_of_two();
         let marks = sys::allocate(size)?;
+        if marks < apart.1 && apart.0 < marks + size {
+            // SAFETY: mapped just now.
+            unsafe { sys!(nr::MUNMAP, marks, size) };
+            return None;
+        }
         row.marks.store(marks, SeqCst);
         row.capacity.store(size, SeqCst);
         Some(row)
@@ -251,17 +265,23 @@ impl Locked<'_> {
     /// Puts a range under management; pages of it that are managed already stay as they are.
     /// `false` if the table or memory is full.
     pub(crate) fn adopt(&self, start: u64, end: u64) -> bool {
+        self.adopt_into(start, end, |pages| self.table.take_row(pages, (0, 0), None))
+    }
+
+    /// As [`Self::adopt`], without mapping memory: see [`Self::prepare_to_move`].
+    pub(crate) fn adopt_prepared(&self, start: u64, end: u64) -> bool {
+        self.adopt_into(start, end, |pages| self.table.prepared_row(pages, None))
+    }
+
+    fn adopt_into<'a>(&'a self, start: u64, end: u64, row: impl Fn(u64) -> Option<&'a Row>) -> bool {
         let mut at = start;
         while at < end {
-            match self.table.next_managed(at, end) {
-                Some((from, to)) => {
-                    if at < from && !self.add(at, from) {
-                        return false;
-                    }
-                    at = to;
-                }
-                None => return self.add(at, end),
+            let (from, to) = self.table.next_managed(at, end).unwrap_or((end, end));
+            if at < from {
+                let Some(row) = row((from - at) / PAGE) else { return false };
+                self.fill(row, at, from);
             }
+            at = to;
         }
         true
     }
@@ -281,28 +301,44 @@ impl Locked<'_> {
         true
     }
 
-    fn add(&self, start: u64, end: u64) -> bool {
-        let Some(row) = self.table.take_row((end - start) / PAGE) else { return false };
+    fn fill(&self, row: &Row, start: u64, end: u64) {
         row.start.store(start, SeqCst);
         row.base.store(start, SeqCst);
         row.end.store(end, SeqCst);
         self.table.set(start, end, Mark::PLAIN);
         crate::own::exclude(start, end);
-        true
     }
 
-    /// Makes sure that [`Self::disown`] of the same range needs no memory: to be called before the range is unmapped,
-    /// since memory mapped afterwards could lie in it.
+    /// Finds room for what [`Self::disown`] of the same range will leave behind it: to be called before the range is
+    /// unmapped, since memory mapped afterwards could lie in it.
     pub(crate) fn prepare_to_disown(&self, start: u64, end: u64) {
-        for row in self.table.rows() {
-            let (row_start, row_end) = (row.start.load(SeqCst), row.end.load(SeqCst));
-            if row_start < start && end < row_end {
-                let _ = self.table.take_row((row_end - end) / PAGE);
-            }
+        let _ = self.prepare(start, end, 0);
+    }
+
+    /// As [`Self::prepare_to_disown`], and room for [`Self::adopt_prepared`] of as many pages elsewhere.
+    pub(crate) fn prepare_to_move(&self, start: u64, end: u64, pages: u64) {
+        // Either of the two may take either row.
+        let most = self.rest(start, end).unwrap_or(0).max(pages);
+        if let Some(first) = self.prepare(start, end, most) {
+            let _ = self.table.take_row(most, (start, end), Some(first));
         }
     }
 
-    /// Takes `start..end` out of management. Its marks must be plain, or the memory about to go.
+    /// Pages of a managed range that lie behind one in its middle.
+    fn rest(&self, start: u64, end: u64) -> Option<u64> {
+        self.table.rows().iter().find_map(|row| {
+            let (row_start, row_end) = (row.start.load(SeqCst), row.end.load(SeqCst));
+            (row_start < start && end < row_end).then_some((row_end - end) / PAGE)
+        })
+    }
+
+    fn prepare(&self, start: u64, end: u64, at_least: u64) -> Option<&Row> {
+        let pages = self.rest(start, end).unwrap_or(0).max(at_least);
+        if pages > 0 { self.table.take_row(pages, (start, end), None) } else { None }
+    }
+
+    /// Takes `start..end` out of management. Its marks must be plain, or the memory gone. Maps nothing: an array of marks
+    /// could lie where the range was, and the program may map that place again as its own.
     pub(crate) fn disown(&self, start: u64, end: u64) {
         for index in 0..self.table.rows().len() {
             let row = &self.table.rows[index];
@@ -313,7 +349,8 @@ impl Locked<'_> {
             if end < row_end {
                 // The part behind goes on in a row of its own, with a copy of its marks: arrays that two rows share
                 // could not be used again by either.
-                let rest = (row_start < start).then(|| self.table.take_row((row_end - end) / PAGE));
+                let pages = (row_end - end) / PAGE;
+                let rest = (row_start < start).then(|| self.table.prepared_row(pages, None));
                 match rest {
                     Some(Some(free)) => {
                         free.start.store(end, SeqCst);

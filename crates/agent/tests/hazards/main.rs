@@ -23,6 +23,7 @@ mod properties;
 #[path = "../common/raw_fork.rs"]
 mod raw_fork;
 mod raw_forks;
+mod remap_marks;
 mod remaps;
 mod stand;
 mod stops;
@@ -46,6 +47,7 @@ const VICTIMS: &[&[Victim]] = &[
     process::VICTIMS,
     properties::VICTIMS,
     raw_forks::VICTIMS,
+    remap_marks::VICTIMS,
     remaps::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,

@@ -17,16 +17,16 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("remaps_densely", remaps_densely),
 ];
 
-const FIRST: u64 = 1000;
+pub(crate) const FIRST: u64 = 1000;
 const MIB: usize = 1 << 20;
-const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+pub(crate) const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-fn pages(mib: usize) -> usize {
+pub(crate) fn pages(mib: usize) -> usize {
     mib * MIB / page()
 }
 
 /// As mremap(2), in pages; the new place or the error.
-fn remap(region: Region, new: usize, flags: i32, target: usize) -> Result<Region, i32> {
+pub(crate) fn remap(region: Region, new: usize, flags: i32, target: usize) -> Result<Region, i32> {
     let len = new * page();
     // SAFETY: the victim's own memory, looked at afterwards where it then is.
     let at = unsafe { libc::mremap(region.pointer(0), region.len(), len, flags, target as *mut libc::c_void) };
@@ -41,7 +41,7 @@ fn free_place(pages: usize) -> usize {
 }
 
 /// A merged region with nothing mapped right behind it, and one that is its equal.
-fn merged_apart(pages: usize) -> (Region, Region) {
+pub(crate) fn merged_apart(pages: usize) -> (Region, Region) {
     let place = Region::map(2 * pages);
     let one = place.part(0, pages);
     let two = Region::map(pages);
@@ -53,7 +53,7 @@ fn merged_apart(pages: usize) -> (Region, Region) {
 }
 
 /// What is merged shows zeros once it is discarded only if the gate still knows where it is.
-fn discard(region: Region) {
+pub(crate) fn discard(region: Region) {
     assert_eq!(region.advise(libc::MADV_DONTNEED), 0);
     region.check_zero();
 }
