@@ -231,9 +231,8 @@ impl Member {
         };
         if recovered.lost == 0 {
             let (uffd, pid) = (&self.attended.uffd, self.attended.grounds.pid);
-            self.view.areas.iter().for_each(|area| release(uffd, pid, area.range.start(), area.range.end()));
-            let scratch = self.attended.grounds.scratch;
-            release(uffd, pid, scratch, Vaddr(scratch.get().saturating_add(abi::SCRATCH)));
+            // Everything: what has become unfit for merging since it was registered is not in the view any more.
+            release(uffd, pid, Vaddr(0), Vaddr(ADDRESS_SPACE));
             self.attendants = None;
         }
         recovered
@@ -255,6 +254,9 @@ impl Member {
         (self.attended.grounds, fds)
     }
 }
+
+/// End of the addresses that a program can have mappings at (TASK_SIZE with four levels of page tables).
+const ADDRESS_SPACE: u64 = 1 << 47;
 
 /// What the broker brings to an introduction.
 pub(crate) struct Host<'a> {
