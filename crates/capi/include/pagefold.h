@@ -21,7 +21,8 @@
  */
 typedef enum pagefold_error {
   /*
-   An argument makes no sense: no such partition, a null pointer, an unknown flag.
+   An argument makes no sense: no such partition, a null pointer, an unknown flag, or a range in which something is
+   not private memory of the process's: a hole, a shared mapping, a file.
    */
   PAGEFOLD_E_INVALID = -1,
   /*
@@ -125,7 +126,7 @@ int pagefold_join(int fd);
 
 /*
  Merges a range now; other threads may use it meanwhile. Only whole pages inside the range are merged, and never the
- last of them. `report` may be null.
+ last of them. All of it must be mapped, as private memory; otherwise nothing is done. `report` may be null.
 
  # Safety
  The range is memory of the caller's, and mapping calls on it go through the C library. `report` is null or writable.

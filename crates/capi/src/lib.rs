@@ -12,7 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pagefold::{Error, Flags, MergeReport, Partition, Range, whole_pages};
+use pagefold::{ADDRESS_END, Error, Flags, MergeReport, Partition, Range, whole_pages_at};
 
 /// Members do not trust each other: every run of pages lies in a sealed file of its own.
 pub const PAGEFOLD_STRICT: c_uint = 1;
@@ -23,7 +23,8 @@ pub const PAGEFOLD_VOUCH: c_uint = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum pagefold_error {
-    /// An argument makes no sense: no such partition, a null pointer, an unknown flag.
+    /// An argument makes no sense: no such partition, a null pointer, an unknown flag, or a range in which something is
+    /// not private memory of the process's: a hole, a shared mapping, a file.
     PAGEFOLD_E_INVALID = -1,
     /// The descriptor is no partition's.
     PAGEFOLD_E_NOT_A_PARTITION = -2,
@@ -129,7 +130,7 @@ pub unsafe extern "C" fn pagefold_join(fd: c_int) -> c_int {
 }
 
 /// Merges a range now; other threads may use it meanwhile. Only whole pages inside the range are merged, and never the
-/// last of them. `report` may be null.
+/// last of them. All of it must be mapped, as private memory; otherwise nothing is done. `report` may be null.
 ///
 /// # Safety
 /// The range is memory of the caller's, and mapping calls on it go through the C library. `report` is null or writable.
@@ -231,12 +232,11 @@ unsafe fn with_range(
         Ok(partition) => partition,
         Err(code) => return code,
     };
-    if start.is_null() || isize::try_from(size).is_err() || start.addr().checked_add(size).is_none() {
-        return fail_with(PAGEFOLD_E_INVALID, "the range is not one");
+    let (first, size) = (start.addr() as u64, size as u64);
+    if start.is_null() || first.checked_add(size).is_none_or(|end| end > ADDRESS_END) {
+        return fail_with(PAGEFOLD_E_INVALID, "the range does not lie in the address space");
     }
-    // SAFETY: memory of the caller's; only its address and length are looked at here.
-    let memory: &[u8] = unsafe { std::slice::from_raw_parts(start.cast(), size) };
-    let done = match whole_pages(memory) {
+    let done = match whole_pages_at(first, size) {
         Some(range) => what(&partition, range),
         None => Ok(MergeReport::default()),
     };
@@ -277,6 +277,7 @@ fn fail(error: &Error) -> c_int {
         cause = error.source();
     }
     let code = match error {
+        Error::NotMergeable { .. } => PAGEFOLD_E_INVALID,
         Error::NotAPartition => PAGEFOLD_E_NOT_A_PARTITION,
         Error::Ended => PAGEFOLD_E_ENDED,
         Error::NoUserfault | Error::NoMove => PAGEFOLD_E_NO_USERFAULTFD,

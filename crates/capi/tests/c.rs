@@ -33,18 +33,21 @@ fn the_header_is_up_to_date() {
     assert_eq!(there, String::from_utf8(made).unwrap(), "BLESS=1 cargo test -p pagefold-capi rewrites it");
 }
 
-#[test]
-fn a_c_program_merges() {
+/// Compiles a program against the header and the library, and runs it; it must say "done".
+fn run(source: &str, standard: &[&str]) {
     if Command::new("cc").arg("--version").output().is_err() {
         println!("skipped: a C compiler");
         return;
     }
+    let source = root().join(source);
     let built = built();
-    let program = built.join(format!("merge-example-{}", std::process::id()));
+    let name = source.file_stem().unwrap().to_string_lossy();
+    let program = built.join(format!("c-{name}-{}", std::process::id()));
     let compiled = Command::new("cc")
-        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-I"])
+        .args(standard)
+        .args(["-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-I"])
         .arg(root().join("include"))
-        .arg(root().join("examples/c/merge.c"))
+        .arg(&source)
         .arg("-L")
         .arg(&built)
         .args(["-lpagefold_c", "-o"])
@@ -55,7 +58,19 @@ fn a_c_program_merges() {
     let ran = Command::new(&program).env("LD_LIBRARY_PATH", &built).output().unwrap();
     std::fs::remove_file(&program).unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
-    assert!(ran.status.success() && said.contains("done"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success() && said.contains("done"), "{}: {said}{errors}", ran.status);
+}
+
+#[test]
+fn a_c_program_merges() {
+    run("examples/c/merge.c", &["-std=c11"]);
+}
+
+/// Seen to fail: the first merge said that a limit was met, and leaving did not return.
+#[test]
+fn wrong_ranges_are_refused() {
+    run("tests/ranges.c", &["-std=c11"]);
 }
 
 #[test]

@@ -18,8 +18,8 @@ struct Loaded {
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
-/// The agent, set up for a partition; loads it if it is not there. `ranges` are about to be handed over.
-pub(crate) fn for_partition(card: &Card, ranges: &[Range]) -> Result<AgentImage, Error> {
+/// The agent, set up for a partition; loads it if it is not there.
+pub(crate) fn for_partition(card: &Card) -> Result<AgentImage, Error> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = &mut *loaded {
         if loaded.card != *card {
@@ -33,11 +33,6 @@ pub(crate) fn for_partition(card: &Card, ranges: &[Range]) -> Result<AgentImage,
                 Err(error) => return Err(error.into()),
             }
         }
-        for range in ranges {
-            if !loaded.ranges.iter().any(|known| known.contains_range(range)) {
-                loaded.ranges.push(*range);
-            }
-        }
         return Ok(loaded.image);
     }
     let sites = broker::host_sites().map_err(|error| match error {
@@ -46,7 +41,7 @@ pub(crate) fn for_partition(card: &Card, ranges: &[Range]) -> Result<AgentImage,
     })?;
     let image = load()?;
     image.start(&card.name, [card.token.0, card.token.1], &sites)?;
-    *loaded = Some(Loaded { image, card: card.clone(), ranges: ranges.to_vec() });
+    *loaded = Some(Loaded { image, card: card.clone(), ranges: Vec::new() });
     Ok(image)
 }
 
@@ -54,6 +49,16 @@ pub(crate) fn for_partition(card: &Card, ranges: &[Range]) -> Result<AgentImage,
 pub(crate) fn present(card: &Card) -> Option<(AgentImage, Vec<Range>)> {
     let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     loaded.as_ref().filter(|loaded| loaded.card == *card).map(|loaded| (loaded.image, loaded.ranges.clone()))
+}
+
+/// A range is under the agent's management, for this partition.
+pub(crate) fn handed_over(card: &Card, range: Range) {
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(loaded) = loaded.as_mut().filter(|loaded| loaded.card == *card)
+        && !loaded.ranges.iter().any(|known| known.contains_range(&range))
+    {
+        loaded.ranges.push(range);
+    }
 }
 
 /// A range was taken back.

@@ -1,7 +1,7 @@
 //! Everything that can keep a program from merging, each with the way out.
 
 use broker::{BrokerError, ClientError, RefusedKind};
-use kernel::{AgentImageError, MemfdError, Range, StartFailure};
+use kernel::{AgentImageError, MemfdError, ProcError, Range, StartFailure, Vaddr};
 
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +55,19 @@ pub enum Error {
     /// The agent could not be loaded.
     #[error("cannot load the agent: a statically linked program cannot, nor one under vm.memfd_noexec=2")]
     Load(#[source] AgentImageError),
+    /// This process's mappings could not be read.
+    #[error("cannot read which memory this process has")]
+    Mappings(#[source] ProcError),
+    /// A range is not throughout private memory of the program's: its length is wrong, or its address.
+    #[error("cannot merge {range}: at {address} there is {what}")]
+    NotMergeable {
+        /// The range.
+        range: Range,
+        /// The first address of it that cannot be merged.
+        address: Vaddr,
+        /// What is there.
+        what: &'static str,
+    },
     /// No helper could be started.
     #[error(
         "cannot start the helper for {range}: out of processes or memory, too many ranges, or the program filters \

@@ -34,10 +34,12 @@
 mod agent;
 mod descriptor;
 mod error;
+mod memory;
 mod partition;
 mod quiescent;
 
 pub use broker::MergeReport;
 pub use error::Error;
 pub use kernel::{Range, RangeError, Vaddr, page_size};
-pub use partition::{Flags, Options, Partition, Plain, Tracker, whole_pages};
+pub use memory::{ADDRESS_END, Plain, whole_pages, whole_pages_at};
+pub use partition::{Flags, Options, Partition, Tracker};

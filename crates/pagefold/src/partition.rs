@@ -2,17 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
 use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings, StoreRun};
-use kernel::{Category, Pagemap, Pid, Range, ScanRequest, Vaddr};
+use kernel::Range;
 
 use crate::agent;
 use crate::descriptor::Card;
 use crate::error::Error;
+use crate::memory::{self, Plain, store_mappings, store_pages, whole_pages};
 use crate::quiescent::SegmentReader;
 
 /// How often pages are tried again that were left for a reason which passes.
@@ -125,7 +125,8 @@ impl Partition {
     /// to its pages later are merged with them.
     ///
     /// # Errors
-    /// [`Error`]; nothing has changed then, or only part of the range is merged.
+    /// [`Error`]; nothing has changed then, or only part of the range is merged. [`Error::NotMergeable`] if anything in
+    /// the range is not private memory of this process.
     pub fn merge(&self, range: Range) -> Result<MergeReport, Error> {
         self.merge_all(&[range])
     }
@@ -171,10 +172,12 @@ impl Partition {
     pub unsafe fn merge_quiescent(&self, range: Range) -> Result<MergeReport, Error> {
         let begun = Instant::now();
         let cpu = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
-        let agent = agent::for_partition(&self.card, &[range])?;
+        memory::check(&[range])?;
+        let agent = agent::for_partition(&self.card)?;
         if !agent.manage(range) {
             return Err(Error::TooManyRanges { range });
         }
+        agent::handed_over(&self.card, range);
         let mut reader = SegmentReader::default();
         let place = |run: &StoreRun<'_>| {
             // SAFETY: the pages lie in the range, are readable, and nothing writes them, for which the caller vouches.
@@ -261,11 +264,13 @@ impl Partition {
     }
 
     fn hand_over(&self, ranges: &[Range]) -> Result<(), Error> {
-        let agent = agent::for_partition(&self.card, ranges)?;
+        memory::check(ranges)?;
+        let agent = agent::for_partition(&self.card)?;
         for range in ranges.iter().filter(|range| !range.is_empty()) {
             if !agent.adopt(*range) {
                 return Err(Error::NoHelper { range: *range });
             }
+            agent::handed_over(&self.card, *range);
         }
         Ok(())
     }
@@ -315,51 +320,4 @@ impl Drop for Tracker<'_> {
         // A broker that has ended watches nothing any more.
         let _ = self.partition.ask(Client::untrack);
     }
-}
-
-/// The parts of a range that show the store.
-fn store_mappings(range: Range) -> Vec<Range> {
-    let maps = kernel::maps::read(Pid::this()).unwrap_or_default();
-    let ours = |vma: &&kernel::Vma| !vma.shared && vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold");
-    maps.iter().filter(ours).filter_map(|vma| vma.range.intersect(&range)).filter(|part| !part.is_empty()).collect()
-}
-
-/// Pages of a range that are the store's and not this process's own.
-fn store_pages(range: Range) -> u64 {
-    let Ok(pagemap) = Pagemap::open(Pid::this()) else { return 0 };
-    let own = ScanRequest {
-        inverted: Category::FILE,
-        mask: Category::PRESENT | Category::FILE,
-        ret: Category::PRESENT,
-        ..ScanRequest::default()
-    };
-    let mut regions = Vec::new();
-    let shared = |part: Range| match pagemap.scan_all(part, &own, &mut regions) {
-        Ok(()) => part.pages().get() - regions.iter().map(|region| region.range.pages().get()).sum::<u64>(),
-        Err(_) => 0,
-    };
-    store_mappings(range).into_iter().map(shared).sum()
-}
-
-/// Integers and atomics: types whose every byte has a value.
-pub trait Plain: sealed::Sealed {}
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-macro_rules! plain {
-    ($($kind:ty)*) => { $(impl sealed::Sealed for $kind {} impl Plain for $kind {})* };
-}
-
-plain! { u8 u16 u32 u64 u128 usize i8 i16 i32 i64 i128 isize f32 f64 AtomicU8 AtomicU16 AtomicU32 AtomicU64 AtomicUsize }
-
-/// The whole pages inside a piece of memory; `None` if there are none.
-#[must_use]
-pub fn whole_pages<T>(memory: &[T]) -> Option<Range> {
-    let start = memory.as_ptr().addr() as u64;
-    let end = start + size_of_val(memory) as u64;
-    let start = start.next_multiple_of(kernel::page_size());
-    let end = Vaddr(end).page_start();
-    Range::new(Vaddr(start), end).ok().filter(|range| !range.is_empty())
 }
