@@ -134,6 +134,8 @@ pub const UFFDIO_COPY: u32 = ioc(READ | WRITE, 0xaa, 0x03, size_of::<UffdioCopy>
 pub const UFFDIO_MOVE: u32 = ioc(READ | WRITE, 0xaa, 0x05, size_of::<UffdioMove>());
 /// USERFAULTFD_IOC_NEW on /dev/userfaultfd.
 pub const USERFAULTFD_IOC_NEW: u32 = ioc(0, 0xaa, 0x00, 0);
+/// Flag of PROCMAP_QUERY: the mapping at the address, or the next one above.
+pub const PROCMAP_QUERY_COVERING_OR_NEXT_VMA: u64 = 0x10;
 /// PROCMAP_QUERY on /proc/PID/maps.
 pub const PROCMAP_QUERY: u32 = ioc(READ | WRITE, b'f' as u32, 17, size_of::<ProcmapQuery>());
 

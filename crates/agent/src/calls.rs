@@ -15,6 +15,7 @@ use abi::mark::{Keep, Mark};
 use abi::uapi::UffdioRegister;
 
 use crate::elf::for_each_mapping;
+use crate::handover::{self, UNMERGE_TRIES, unmergeable};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
@@ -49,8 +50,6 @@ impl Registers {
     }
 }
 
-/// How often un-merging is tried anew when other threads keep merging pages into the range.
-const UNMERGE_TRIES: u32 = 4;
 const USER_END: u64 = 1 << 47;
 const FUTEX: u64 = nr::FUTEX;
 const SHM_REMAP: u64 = 0o40000;
@@ -62,7 +61,7 @@ pub extern "C" fn dispatch(registers: &mut Registers) {
 }
 
 fn handle(call: &Registers) -> i64 {
-    let given = span(call.rdi, call.rsi);
+    let given = reach(call.rdi, call.rsi);
     match call.rax {
         nr::MADVISE => madvise(call, given),
         nr::MMAP => {
@@ -81,7 +80,7 @@ fn handle(call: &Registers) -> i64 {
         // What is locked or sealed can neither be replaced nor be discarded like plain memory any more.
         nr::MLOCK | nr::MLOCK2 => {
             let start = call.rdi & !(PAGE - 1);
-            on_plain(call, span(start, call.rdi.wrapping_sub(start).wrapping_add(call.rsi)), errno::EAGAIN)
+            on_plain(call, reach(start, call.rdi.wrapping_sub(start).wrapping_add(call.rsi)), errno::EAGAIN)
         }
         nr::MSEAL => on_plain(call, given, errno::ENOMEM),
         nr::MREMAP => mremap::mremap(call),
@@ -100,6 +99,12 @@ fn handle(call: &Registers) -> i64 {
 pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
     let end = start.checked_add(page_up(len))?;
     (start.is_multiple_of(PAGE) && len != 0 && len < USER_END && end <= USER_END).then_some((start, end))
+}
+
+/// As [`span`], where a length may go on behind the end of all addresses: most calls do what they can and then refuse.
+fn reach(start: u64, len: u64) -> Option<(u64, u64)> {
+    let end = start.checked_add(page_up(len))?;
+    span(start, end.min(USER_END).checked_sub(start)?)
 }
 
 /// Runs `inside` as a reader of the gate, with the table locked and signals blocked. What it changes of the layout has
@@ -275,22 +280,8 @@ pub(crate) fn publish() {
 fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     let advice = call.rdx & 0xffff_ffff;
     match (advice, range) {
-        (advice::MERGEABLE, Some((start, end))) => {
-            if mergeable(start, end) {
-                0
-            } else {
-                call.raw()
-            }
-        }
-        (advice::UNMERGEABLE, Some((start, end))) => {
-            if !STATE.table.overlaps(start, end) {
-                call.raw()
-            } else if unmergeable(start, end) {
-                0
-            } else {
-                -errno::ENOMEM
-            }
-        }
+        (advice::MERGEABLE, Some((start, end))) => handover::advise_mergeable(call, start, end),
+        (advice::UNMERGEABLE, Some((start, end))) => handover::advise_unmergeable(call, start, end),
         (advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL, _) => {
             let Some((start, end)) = touches(range) else { return call.raw() };
             gated(|_| discard(call, start, end))
@@ -390,49 +381,6 @@ pub(crate) fn apply(start: u64, len: u64, keep: Keep) {
             unsafe { sys!(nr::MADVISE, start, len, advice) };
         }
     }
-}
-
-/// `madvise(MADV_MERGEABLE)`: the program hands a range over.
-pub(crate) fn mergeable(start: u64, end: u64) -> bool {
-    child::notice();
-    if STATE.active.load(SeqCst) == 0 {
-        return false;
-    }
-    let mask = sys::block_signals();
-    let locked = STATE.table.lock();
-    let adopted = spawn::start_helper() && locked.adopt(start, end);
-    if adopted {
-        STATE.layout_changes();
-        publish();
-        ring();
-    }
-    drop(locked);
-    sys::restore_signals(mask);
-    adopted
-}
-
-/// `madvise(MADV_UNMERGEABLE)`: the program takes a range back.
-pub(crate) fn unmergeable(start: u64, end: u64) -> bool {
-    child::notice();
-    for _ in 0..UNMERGE_TRIES {
-        if !unmerge(start, end) {
-            return false;
-        }
-        let done = gated(|locked| {
-            let plain = STATE.table.next_merged(start, end).is_none();
-            if plain {
-                STATE.layout_changes();
-                locked.prepare_to_disown(start, end);
-                locked.disown(start, end);
-                publish();
-            }
-            plain
-        });
-        if done {
-            return true;
-        }
-    }
-    false
 }
 
 /// Wakes the helper.

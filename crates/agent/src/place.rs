@@ -3,10 +3,10 @@
 
 use abi::mark::{Keep, Mark};
 
-use crate::calls::{apply, gated, publish, ring};
+use crate::calls::{apply, gated, publish};
+use crate::child;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, PAGE, advice, nr, sys};
-use crate::{child, spawn};
 use core::sync::atomic::Ordering::SeqCst;
 
 /// Puts a range under management without a helper. `false` if the gate does not stand or the table is full.
@@ -62,16 +62,4 @@ pub unsafe fn place(start: u64, end: u64, keep: Keep, fd: i32, first: u64) -> bo
         }
         mapped
     })
-}
-
-/// As `madvise(MADV_MERGEABLE)`, but a range that is under management whole, with a helper, is left as it is: whoever
-/// merges the same range again and again does not have the broker read the layout each time.
-#[must_use]
-pub fn adopt_once(start: u64, end: u64) -> bool {
-    child::notice();
-    if STATE.table.covers(start, end) && STATE.control().is_some() && spawn::helper_lives() {
-        ring();
-        return true;
-    }
-    crate::calls::mergeable(start, end)
 }

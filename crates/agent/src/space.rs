@@ -9,9 +9,9 @@ use abi::control::{Control, check_mode, journal, stop};
 use abi::mark::{Keep, Mark};
 use abi::place::Place;
 use abi::uapi::{
-    PROCMAP_QUERY, ProcmapQuery, UFFDIO_COPY, UFFDIO_MOVE, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MINOR,
-    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UffdioCopy, UffdioMove,
-    UffdioRange, UffdioRegister,
+    PROCMAP_QUERY, PROCMAP_QUERY_COVERING_OR_NEXT_VMA, ProcmapQuery, UFFDIO_COPY, UFFDIO_MOVE, UFFDIO_REGISTER,
+    UFFDIO_REGISTER_MODE_MINOR, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE,
+    UffdioCopy, UffdioMove, UffdioRange, UffdioRegister,
 };
 use abi::{BATCH_MAX, SCRATCH, frozen};
 use merge::{
@@ -116,10 +116,14 @@ impl Space {
     }
 
     pub(crate) fn mapping(&mut self, address: u64) -> Option<ProcmapQuery> {
-        let mut query =
-            ProcmapQuery { size: size_of::<ProcmapQuery>() as u64, query_addr: address, ..ProcmapQuery::default() };
+        self.query(address, 0).filter(|mapping| mapping.vma_start <= address)
+    }
+
+    fn query(&mut self, address: u64, query_flags: u64) -> Option<ProcmapQuery> {
+        let size = size_of::<ProcmapQuery>() as u64;
+        let mut query = ProcmapQuery { size, query_flags, query_addr: address, ..ProcmapQuery::default() };
         let result = self.ioctl(self.maps, PROCMAP_QUERY, (&raw mut query) as u64);
-        (result == 0 && query.vma_start <= address && address < query.vma_end).then_some(query)
+        (result == 0 && address < query.vma_end).then_some(query)
     }
 
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
@@ -279,14 +283,11 @@ impl AddressSpace for Space {
         // A mapping that userfaultfd does not know lies in between: piece by piece, or the rest would stay registered
         // and the next first touch there would wait for ever.
         let mut at = start;
-        while at < end {
-            match self.mapping(at) {
-                Some(mapping) => {
-                    self.range(UFFDIO_UNREGISTER, at, mapping.vma_end.min(end));
-                    at = mapping.vma_end;
-                }
-                None => at += PAGE,
-            }
+        while let Some(mapping) = self.query(at, PROCMAP_QUERY_COVERING_OR_NEXT_VMA)
+            && mapping.vma_start < end
+        {
+            self.range(UFFDIO_UNREGISTER, mapping.vma_start.max(at), mapping.vma_end.min(end));
+            at = mapping.vma_end;
         }
     }
 

@@ -179,12 +179,6 @@ fn aim(config: &Config) {
     STATE.unwilling.store(0, SeqCst);
 }
 
-/// Gives a range its own pages back and takes it out of management, as `madvise(MADV_UNMERGEABLE)` does.
-#[must_use]
-pub fn disown(start: u64, end: u64) -> bool {
-    crate::calls::unmergeable(start, end)
-}
-
 /// [`stop`] bits in force, and the helper's process id.
 #[must_use]
 pub fn status() -> (u32, u32) {

@@ -19,6 +19,7 @@ pub(crate) mod nr {
     pub(crate) const PREAD64: u64 = 17;
     pub(crate) const SCHED_YIELD: u64 = 24;
     pub(crate) const MREMAP: u64 = 25;
+    pub(crate) const MSYNC: u64 = 26;
     pub(crate) const MADVISE: u64 = 28;
     pub(crate) const SHMAT: u64 = 30;
     pub(crate) const SHMCTL: u64 = 31;

@@ -64,6 +64,19 @@ pub enum StartFailure {
     Other(u32),
 }
 
+/// What came of handing a range over (`agent::Adopted`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// All of it is managed.
+    Whole,
+    /// What is mapped of it is managed.
+    Holes,
+    /// The table of ranges is full, or memory.
+    Full,
+    /// There is no helper.
+    NoHelper,
+}
+
 type StartFn = unsafe extern "C" fn(*const u8, usize, *const [u64; 2], *const u8, usize) -> u32;
 type RangeFn = unsafe extern "C" fn(u64, u64) -> u32;
 type PlaceFn = unsafe extern "C" fn(u64, u64, u32, i32, u64) -> u32;
@@ -146,11 +159,16 @@ impl AgentImage {
         Err(AgentImageError::Start(failure))
     }
 
-    /// Puts a range under management, with a helper. `false` if that could not be done.
+    /// Puts what is mapped of a range under management, with a helper.
     #[must_use]
-    pub fn adopt(&self, range: Range) -> bool {
+    pub fn adopt(&self, range: Range) -> Adoption {
         // SAFETY: the function takes any two numbers and changes no memory of the program.
-        unsafe { (self.adopt)(range.start().get(), range.end().get()) != 0 }
+        match unsafe { (self.adopt)(range.start().get(), range.end().get()) } {
+            1 => Adoption::Whole,
+            2 => Adoption::Full,
+            3 => Adoption::Holes,
+            _ => Adoption::NoHelper,
+        }
     }
 
     /// Gives a range its own pages back and takes it out of management. `false` if that could not be done.

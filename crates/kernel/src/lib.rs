@@ -61,7 +61,7 @@ pub mod units;
 pub use rustix::io::Errno;
 pub use rustix::process::Signal;
 
-pub use agent_image::{AgentImage, AgentImageError, StartFailure};
+pub use agent_image::{Adoption, AgentImage, AgentImageError, StartFailure};
 pub use ksm_sysfs::{KsmCounters, KsmError, KsmStat, KsmSysfs};
 pub use launch::{Launch, LaunchError, Launched};
 pub use maps::{MapsFile, MapsReader, Vma};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bitflags::bitflags;
 use broker::{Broker, BrokerHandle, CheckChoice, Client, ClientError, MergeReport, Settings, StoreRun};
-use kernel::Range;
+use kernel::{Adoption, Range};
 
 use crate::agent;
 use crate::descriptor::Card;
@@ -267,7 +267,7 @@ impl Partition {
         memory::check(ranges)?;
         let agent = agent::for_partition(&self.card)?;
         for range in ranges.iter().filter(|range| !range.is_empty()) {
-            if !agent.adopt(*range) {
+            if agent.adopt(*range) != Adoption::Whole {
                 return Err(Error::NoHelper { range: *range });
             }
             agent::handed_over(&self.card, *range);

@@ -37,10 +37,10 @@ pub unsafe extern "C" fn pagefold_agent_start(
     agent::start(&config, sites) as u32
 }
 
-/// Puts a range under management. Returns 0 if that could not be done.
+/// Puts what is mapped of a range under management. Returns a number of [`agent::Adopted`].
 #[unsafe(no_mangle)]
 pub extern "C" fn pagefold_agent_adopt(start: u64, end: u64) -> u32 {
-    agent::adopt_once(start, end).into()
+    agent::adopt_once(start, end) as u32
 }
 
 /// Puts a range under management without a helper. Returns 0 if that could not be done.

@@ -13,6 +13,7 @@
 mod adoption;
 mod advices;
 mod forks;
+mod holes;
 mod limits;
 mod mappings;
 mod outside;
@@ -39,6 +40,7 @@ const VICTIMS: &[&[Victim]] = &[
     adoption::VICTIMS,
     advices::VICTIMS,
     forks::VICTIMS,
+    holes::VICTIMS,
     limits::VICTIMS,
     mappings::VICTIMS,
     outside::VICTIMS,
