@@ -42,7 +42,8 @@ typedef enum pagefold_error {
    */
   PAGEFOLD_E_NO_AGENT = -5,
   /*
-   The process has an agent, or merges in another partition.
+   The process has an agent, or merges in another partition. Or its helper is not there: another thread takes the
+   process out of the partition, or the machine is slow. Then try again.
    */
   PAGEFOLD_E_BUSY = -6,
   /*

@@ -34,7 +34,8 @@ pub enum pagefold_error {
     PAGEFOLD_E_NO_USERFAULTFD = -4,
     /// The C library of this process is not understood, or no code can be loaded.
     PAGEFOLD_E_NO_AGENT = -5,
-    /// The process has an agent, or merges in another partition.
+    /// The process has an agent, or merges in another partition. Or its helper is not there: another thread takes the
+    /// process out of the partition, or the machine is slow. Then try again.
     PAGEFOLD_E_BUSY = -6,
     /// The broker does not let this process in, or may not read it.
     PAGEFOLD_E_DENIED = -7,
@@ -204,7 +205,7 @@ pub extern "C" fn pagefold_strerror(error: c_int) -> *const c_char {
         -3 => c"the process that serves the partition has ended",
         -4 => c"userfaultfd is not available",
         -5 => c"no gate can be set up in this process",
-        -6 => c"the process has an agent or another partition already",
+        -6 => c"the process has an agent or another partition already, or its helper is not there",
         -7 => c"not permitted by the partition's broker",
         -8 => c"a limit was met",
         _ => c"failed",
@@ -282,7 +283,7 @@ fn fail(error: &Error) -> c_int {
         Error::Ended => PAGEFOLD_E_ENDED,
         Error::NoUserfault | Error::NoMove => PAGEFOLD_E_NO_USERFAULTFD,
         Error::UnknownLibc { .. } | Error::Load(_) => PAGEFOLD_E_NO_AGENT,
-        Error::AgentPresent { .. } | Error::OtherPartition => PAGEFOLD_E_BUSY,
+        Error::AgentPresent { .. } | Error::OtherPartition | Error::HelperGone => PAGEFOLD_E_BUSY,
         Error::Rejected | Error::Unreadable { .. } | Error::HelperRefused { .. } => PAGEFOLD_E_DENIED,
         Error::NoHelper { .. } | Error::TooManyRanges { .. } | Error::NotGivenBack { .. } => PAGEFOLD_E_LIMIT,
         _ => PAGEFOLD_E_OTHER,

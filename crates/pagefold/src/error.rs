@@ -106,6 +106,12 @@ pub enum Error {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The helper has left, or has not come up in time.
+    #[error(
+        "this process's helper has left, since another thread takes the process out of the partition, or has not come \
+         up in time: try again"
+    )]
+    HelperGone,
     /// The helper was refused for another reason.
     #[error("the broker refused this process's helper: {reason}")]
     HelperRefused {
@@ -123,7 +129,7 @@ impl From<ClientError> for Error {
             ClientError::Refused { kind: RefusedKind::NoMove, .. } => Self::NoMove,
             ClientError::Refused { kind: RefusedKind::Unreadable, reason } => Self::Unreadable { reason },
             ClientError::Refused { reason, .. } => Self::HelperRefused { reason },
-            ClientError::NoMember => Self::HelperRefused { reason: "it has not come up in time".to_owned() },
+            ClientError::NoMember => Self::HelperGone,
             other => Self::Connection(other),
         }
     }

@@ -136,15 +136,14 @@ impl Partition {
     /// # Errors
     /// As [`Partition::merge`].
     pub fn merge_all(&self, ranges: &[Range]) -> Result<MergeReport, Error> {
-        self.hand_over(ranges)?;
-        let mut total = self.ask(|client| client.merge(ranges))?;
+        let mut total = self.ask_for(ranges, |client| client.merge(ranges))?;
         for tried in 1..TRIES {
             if !PASSING.iter().any(|reason| total.refused.contains_key(*reason)) {
                 break;
             }
             // On a busy machine whoever was late needs more than a moment.
             std::thread::sleep(Duration::from_millis(1 << (2 * tried)));
-            let again = self.ask(|client| client.merge(ranges))?;
+            let again = self.ask_for(ranges, |client| client.merge(ranges))?;
             // What was refused before was looked at again.
             total.refused.clear();
             total.add(&again);
@@ -258,9 +257,25 @@ impl Partition {
     /// # Errors
     /// As [`Partition::merge`].
     pub fn track(&self, ranges: &[Range], stable: Duration) -> Result<Tracker<'_>, Error> {
-        self.hand_over(ranges)?;
-        self.ask(|client| client.track(stable))?;
+        self.ask_for(ranges, |client| client.track(stable))?;
         Ok(Tracker { partition: self })
+    }
+
+    /// Asks the broker for something that it does to what is handed over.
+    fn ask_for<T>(
+        &self,
+        ranges: &[Range],
+        request: impl Fn(&mut Client) -> Result<T, ClientError>,
+    ) -> Result<T, Error> {
+        self.hand_over(ranges)?;
+        match self.ask(&request) {
+            // Another thread has taken the process out since, and the helper with it. This call comes after that one.
+            Err(Error::HelperGone) => {
+                self.hand_over(ranges)?;
+                self.ask(&request)
+            }
+            answer => answer,
+        }
     }
 
     fn hand_over(&self, ranges: &[Range]) -> Result<(), Error> {

@@ -22,6 +22,8 @@ impl Broker {
         let now = Instant::now();
         let mut asked: Vec<(Instant, Asked)> = std::mem::take(&mut self.waiting);
         asked.extend(std::iter::from_fn(|| self.asked.try_recv().ok()).map(|asked| (now, asked)));
+        // What was asked before their helpers left, and waited behind that. No helper is going to come for it.
+        let mut left = Vec::new();
         for (since, asked) in asked {
             let answer = match &asked.wish {
                 Wish::Stop => {
@@ -36,7 +38,11 @@ impl Broker {
                 }
                 Wish::Leave { pid } => {
                     self.let_go(*pid);
+                    left.push(*pid);
                     Some(Wished::Report(MergeReport::default()))
+                }
+                Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } | Wish::Track { pid, .. } if left.contains(pid) => {
+                    Some(Wished::NoMember)
                 }
                 Wish::Merge { pid, .. } | Wish::Unmerge { pid, .. } | Wish::Track { pid, .. } => {
                     self.fulfil_for_member(*pid, since, &asked.wish)
