@@ -1,5 +1,6 @@
 //! Everything that can keep a program from merging, each with the way out.
 
+use abi::control::RANGES_MAX;
 use broker::{BrokerError, ClientError, RefusedKind};
 use kernel::{AgentImageError, MemfdError, ProcError, Range, StartFailure, Vaddr};
 
@@ -70,8 +71,8 @@ pub enum Error {
     },
     /// No helper could be started.
     #[error(
-        "cannot start the helper for {range}: out of processes or memory, too many ranges, or the program filters \
-         its own system calls (seccomp)"
+        "cannot start the helper for {range}: out of processes or memory, or the program filters its own system calls \
+         (seccomp)"
     )]
     NoHelper {
         /// The range that was to be handed over.
@@ -93,7 +94,11 @@ pub enum Error {
         reason: String,
     },
     /// The table of managed ranges is full.
-    #[error("cannot put {range} under management: 128 separate ranges at most, so merge larger ones")]
+    #[error(
+        "cannot put {range} under management: a process has {max} separate ranges at most, so merge larger ones, or \
+         unmerge some",
+        max = RANGES_MAX
+    )]
     TooManyRanges {
         /// The range.
         range: Range,

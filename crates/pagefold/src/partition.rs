@@ -282,10 +282,25 @@ impl Partition {
         memory::check(ranges)?;
         let agent = agent::for_partition(&self.card)?;
         for range in ranges.iter().filter(|range| !range.is_empty()) {
-            if agent.adopt(*range) != Adoption::Whole {
-                return Err(Error::NoHelper { range: *range });
+            let adopted = agent.adopt(*range);
+            if adopted != Adoption::NoHelper {
+                // A part may be managed in any case.
+                agent::handed_over(&self.card, *range);
             }
-            agent::handed_over(&self.card, *range);
+            match adopted {
+                Adoption::Whole => {}
+                Adoption::NoHelper => return Err(Error::NoHelper { range: *range }),
+                Adoption::Full => return Err(Error::TooManyRanges { range: *range }),
+                // Another thread has unmapped something a moment ago.
+                Adoption::Holes => {
+                    memory::check(&[*range])?;
+                    return Err(Error::NotMergeable {
+                        range: *range,
+                        address: range.start(),
+                        what: "a moving mapping",
+                    });
+                }
+            }
         }
         Ok(())
     }
