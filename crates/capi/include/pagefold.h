@@ -57,7 +57,7 @@ typedef enum pagefold_error {
   /*
    Anything else.
    */
-  PAGEFOLD_E_OTHER = -9,
+  PAGEFOLD_E_OTHER = -9
 } pagefold_error;
 
 /*
@@ -104,7 +104,7 @@ typedef struct pagefold_report {
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif
 
 /*
  Opens a new partition, which this process serves. `name` is for reports. Returns its descriptor, closed on exec,
@@ -179,7 +179,7 @@ const char *pagefold_strerror(int error);
 const char *pagefold_last_error(void);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}
+#endif
 
 #endif  /* PAGEFOLD_H */

@@ -25,12 +25,16 @@ fn the_header_is_up_to_date() {
         .generate()
         .unwrap()
         .write(&mut made);
+    // What cbindgen always writes and C89 does not know: a comma behind the last value of an enumeration, and such comments.
+    let made = [(",\n} ", "\n} "), ("  // extern \"C\"", ""), ("  // __cplusplus", ""), (" // __cplusplus", "")]
+        .iter()
+        .fold(String::from_utf8(made).unwrap(), |text, (from, to)| text.replace(from, to));
     let path = root().join("include/pagefold.h");
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, &made).unwrap();
     }
     let there = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(there, String::from_utf8(made).unwrap(), "BLESS=1 cargo test -p pagefold-capi rewrites it");
+    assert_eq!(there, made, "BLESS=1 cargo test -p pagefold-capi rewrites it");
 }
 
 /// Compiles a program against the header and the library, and runs it; it must say "done".
@@ -67,10 +71,11 @@ fn a_c_program_merges() {
     run("examples/c/merge.c", &["-std=c11"]);
 }
 
-/// Seen to fail: the first merge said that a limit was met, and leaving did not return.
+/// Seen to fail: the first merge said that a limit was met, and leaving did not return. And in the C of 1989: comments and
+/// a comma that it does not know.
 #[test]
 fn wrong_ranges_are_refused() {
-    run("tests/ranges.c", &["-std=c11"]);
+    run("tests/ranges.c", &["-std=c89", "-pedantic"]);
 }
 
 #[test]

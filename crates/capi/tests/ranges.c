@@ -1,4 +1,5 @@
-/* Ranges that are none, with a wrong size above all: each is refused at once, and leaving works afterwards. */
+/* Ranges that are none, with a wrong size above all: each is refused at once, and leaving works afterwards. In the oldest C
+ * that the header is for. */
 #include <pagefold.h>
 
 #include <stdio.h>
