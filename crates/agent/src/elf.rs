@@ -72,18 +72,24 @@ pub(crate) struct Line {
     pub(crate) inode: u64,
 }
 
-/// Calls `each` for every line of /proc/self/maps. `false` if it cannot be read.
+/// Calls `each` for every line of /proc/self/maps. `false` if it was not read to its end: `each` has seen a part then, or
+/// what is none. For the descriptor has a number in the program's table, and another thread may close it there, and get
+/// the same number for a file of its own.
 pub(crate) fn for_each_mapping(mut each: impl FnMut(Line)) -> bool {
     let Some(fd) = crate::link::open(c"/proc/self/maps") else { return false };
+    let opened = identity(fd);
     let mut buffer = [0_u8; 1024];
     let mut line = Line::default();
     let mut field = 0;
     let mut position = 0;
-    loop {
+    let read = loop {
         // SAFETY: the kernel writes into the buffer.
         let got = unsafe { sys!(nr::PREAD64, fd as u64, buffer.as_mut_ptr() as u64, buffer.len() as u64, position) };
-        if got <= 0 {
-            break;
+        if got < 0 {
+            break false;
+        }
+        if got == 0 {
+            break field == 0;
         }
         position += got as u64;
         for byte in &buffer[..got as usize] {
@@ -106,9 +112,21 @@ pub(crate) fn for_each_mapping(mut each: impl FnMut(Line)) -> bool {
                 _ => {}
             }
         }
+    };
+    let ours = opened.is_some() && identity(fd) == opened;
+    if ours {
+        crate::link::close(fd);
     }
-    crate::link::close(fd);
-    true
+    read && ours
+}
+
+/// Device and inode of what a descriptor stands for.
+fn identity(fd: i32) -> Option<[u64; 2]> {
+    // struct stat: the first two words.
+    let mut stat = [0_u64; 18];
+    // SAFETY: the kernel writes a struct stat of 144 bytes.
+    let known = unsafe { sys!(nr::FSTAT, fd as u64, stat.as_mut_ptr() as u64) } == 0;
+    known.then_some([stat[0], stat[1]])
 }
 
 const fn hex(digit: u8) -> u64 {

@@ -12,6 +12,7 @@
 
 mod adoption;
 mod advices;
+mod descriptors;
 mod forks;
 mod holes;
 mod limits;
@@ -39,6 +40,7 @@ use victim::Victim;
 const VICTIMS: &[&[Victim]] = &[
     adoption::VICTIMS,
     advices::VICTIMS,
+    descriptors::VICTIMS,
     forks::VICTIMS,
     holes::VICTIMS,
     limits::VICTIMS,
