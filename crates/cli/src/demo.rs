@@ -12,8 +12,10 @@ use crate::say;
 /// What `--json` prints; the store's saving at the top.
 #[derive(Serialize)]
 struct Document {
-    bytes_saved: u64,
-    digests_equal: bool,
+    /// `None` if the store part did not run.
+    bytes_saved: Option<u64>,
+    /// Of all parts that ran; `None` if none did.
+    digests_equal: Option<bool>,
     store: Option<PartA>,
     ksm: Option<PartB>,
 }
@@ -27,9 +29,10 @@ pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
-    let digests_equal = store.as_ref().is_none_or(|part| part.digests_equal);
+    let found = [store.as_ref().map(|part| part.digests_equal), ksm.as_ref().and_then(PartB::digests_equal)];
+    let digests_equal = found.into_iter().flatten().reduce(|one, other| one && other);
     let document =
-        Document { bytes_saved: store.as_ref().map_or(0, |part| part.bytes_saved), digests_equal, store, ksm };
+        Document { bytes_saved: store.as_ref().map(|part| part.bytes_saved), digests_equal, store, ksm };
     if args.json {
         say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
     } else {
@@ -40,5 +43,5 @@ pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
             say::answer(&format!("{part}\n"))?;
         }
     }
-    Ok(if document.digests_equal { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if document.digests_equal != Some(false) { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }

@@ -1,9 +1,8 @@
 //! Part (b) of `pagefold demo`: eight workers under the kernel's KSM, with the shared layout and with the default one.
 use std::fmt;
-use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,18 +11,18 @@ use kernel::launch::Launch;
 use ksm::{DriveSettings, KsmSysfs, Layout, Pace, Rate, StackLimit};
 use serde::Serialize;
 
+use crate::demo_hearing::Hearing;
+use crate::demo_interpreter::Interpreter;
 use crate::ksm_run::Driven;
 use crate::say;
 
-const PYTHON_WORKER: &str = include_str!("demo_worker.py");
-const NODE_WORKER: &str = include_str!("demo_worker.js");
-
-/// Bytes of files that each worker loads.
-const CORPUS: u64 = 3_000_000;
 /// Longest that one layout may take to settle.
 const SETTLE: Duration = Duration::from_secs(6);
 /// What eight workers need beside what everybody else needs.
 const ROOM: u64 = 1 << 30;
+/// Longest that a worker may take for one thing, beside what all of them take of the processors.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_FOR_EACH: Duration = Duration::from_secs(5);
 
 /// What the demonstration is to do.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +98,12 @@ pub(crate) struct Round {
 }
 
 impl PartB {
+    /// Every worker of both rounds held and wrote what it should have; `None` if it could not be done here.
+    pub(crate) fn digests_equal(&self) -> Option<bool> {
+        let right = |round: &Option<Round>| round.as_ref().is_some_and(|round| round.workers_right == self.workers);
+        self.skipped.is_none().then(|| right(&self.shared_layout) && right(&self.default_layout))
+    }
+
     fn skipped(options: PartBOptions, why: String, started: Instant) -> Self {
         Self {
             skipped: Some(why),
@@ -201,8 +206,9 @@ fn round(
     let base = anonymous_and_shared()?;
     tell(format_args!("{} workers load their data", options.workers));
     let mut workers = Vec::new();
+    let patience = PATIENCE + PATIENCE_FOR_EACH * u32::try_from(options.workers).unwrap_or(u32::MAX);
     for _ in 0..options.workers {
-        workers.push(Worker::start(interpreter, files, layout)?);
+        workers.push(Worker::start(interpreter, files, layout, patience)?);
     }
     for worker in &mut workers {
         worker.digest = worker.line()?;
@@ -296,12 +302,13 @@ fn pss_of(workers: &[Worker]) -> anyhow::Result<u64> {
 struct Worker {
     child: Child,
     to: Option<ChildStdin>,
-    from: BufReader<ChildStdout>,
+    from: Hearing,
+    patience: Duration,
     digest: String,
 }
 
 impl Worker {
-    fn start(interpreter: &Interpreter, files: &[PathBuf], layout: Layout) -> anyhow::Result<Self> {
+    fn start(interpreter: &Interpreter, files: &[PathBuf], layout: Layout, patience: Duration) -> anyhow::Result<Self> {
         let mut command = interpreter.command();
         command.args(files).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut launch = Launch::new(command);
@@ -309,8 +316,8 @@ impl Worker {
         let (launched, _) = layout.spawn(launch, StackLimit::PutBack)?;
         let mut child = launched.child;
         let to = child.stdin.take();
-        let from = BufReader::new(child.stdout.take().context("a worker without output")?);
-        Ok(Self { child, to, from, digest: String::new() })
+        let from = Hearing::new(child.stdout.take().context("a worker without output")?);
+        Ok(Self { child, to, from, patience, digest: String::new() })
     }
 
     fn tell(&mut self, line: &str) -> anyhow::Result<()> {
@@ -319,9 +326,7 @@ impl Worker {
     }
 
     fn line(&mut self) -> anyhow::Result<String> {
-        let mut line = String::new();
-        anyhow::ensure!(self.from.read_line(&mut line)? > 0, "a worker has ended");
-        Ok(line.trim_end().to_owned())
+        self.from.line(self.patience)
     }
 }
 
@@ -340,110 +345,6 @@ impl Drop for Worker {
     }
 }
 
-/// What can run the workers.
-struct Interpreter {
-    program: PathBuf,
-    kind: Kind,
-    /// Where its own library lies, in files that every installation has.
-    library: PathBuf,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Python { numpy: bool },
-    Node,
-}
-
-impl Interpreter {
-    /// A Python with sqlite3, with numpy rather than without; else a Node.
-    fn find() -> Option<Self> {
-        let mut pythons: Vec<Self> =
-            ["python3", "/usr/bin/python3"].into_iter().filter_map(|name| Self::python(Path::new(name))).collect();
-        pythons.sort_by_key(|found| found.kind != Kind::Python { numpy: true });
-        pythons.into_iter().next().or_else(Self::node)
-    }
-
-    /// Asks it where it really lies: what is in PATH may be a script of a version manager, which would be started with
-    /// the shared layout in place of the interpreter.
-    fn python(name: &Path) -> Option<Self> {
-        const QUESTION: &str = "import sys, sqlite3, sysconfig\nprint(sys.executable)\n\
-            print(sysconfig.get_paths()['stdlib'])\ntry:\n import numpy\n print('numpy')\nexcept ImportError: pass";
-        let answer = ask(Command::new(name).args(["-c", QUESTION]))?;
-        let mut lines = answer.lines();
-        let (program, library) = (lines.next()?.into(), lines.next()?.into());
-        Some(Self { program, library, kind: Kind::Python { numpy: lines.next().is_some() } })
-    }
-
-    fn node() -> Option<Self> {
-        let program: PathBuf = ask(Command::new("node").args(["-p", "process.execPath"]))?.trim().into();
-        Some(Self { program, library: "/usr/share".into(), kind: Kind::Node })
-    }
-
-    /// A command that runs the worker; its files are still missing.
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        match self.kind {
-            Kind::Python { .. } => command.args(["-c", PYTHON_WORKER]),
-            // V8 places its heap and collects garbage by chance and by threads of its own; these make it repeatable.
-            Kind::Node => command
-                .args(["--hash-seed=1", "--random-seed=1", "--single-threaded", "--predictable"])
-                .args(["-e", NODE_WORKER, "--"]),
-        };
-        // One seed for all: the order of dictionaries is part of what they hold.
-        command.env("PYTHONHASHSEED", "0").env("PYTHONDONTWRITEBYTECODE", "1").env("OPENBLAS_NUM_THREADS", "1");
-        command
-    }
-
-    fn data(&self) -> &'static str {
-        match self.kind {
-            Kind::Python { numpy: true } => {
-                "a dictionary of 100,000 entries, an SQLite database, a numpy array and texts"
-            }
-            Kind::Python { numpy: false } => "a dictionary of 100,000 entries, an SQLite database and texts",
-            Kind::Node => "a map of 100,000 entries and texts",
-        }
-    }
-
-    /// Files of this machine for the workers, always in the same order.
-    fn corpus(&self) -> Vec<PathBuf> {
-        let mut files = Vec::new();
-        let mut left = CORPUS;
-        for root in [self.library.as_path(), Path::new("/usr/include"), Path::new("/usr/share")] {
-            collect(root, &mut files, &mut left);
-        }
-        files
-    }
-}
-
-fn ask(command: &mut Command) -> Option<String> {
-    let answer = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    answer.status.success().then(|| String::from_utf8(answer.stdout).ok())?
-}
-
-fn collect(directory: &Path, files: &mut Vec<PathBuf>, left: &mut u64) {
-    let mut entries: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().collect();
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let Ok(kind) = entry.file_type() else { continue };
-        if *left == 0 {
-            return;
-        }
-        if kind.is_dir() {
-            collect(&entry.path(), files, left);
-        } else if kind.is_file()
-            && let Ok(found) = entry.metadata()
-            && (1..=1 << 20).contains(&found.len())
-            && entry
-                .path()
-                .extension()
-                .is_some_and(|end| ["py", "h", "js", "txt", "pl", "pm", "xml"].iter().any(|&word| end == word))
-        {
-            *left = left.saturating_sub(found.len());
-            files.push(entry.path());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -452,7 +353,7 @@ mod tests {
     #[test]
     fn one_layout_lets_workers_share_what_the_default_one_does_not() {
         let lock =
-            fs::File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
+            std::fs::File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
         lock.lock().unwrap();
         let part = part_b(PartBOptions { workers: 4, quiet: true }).unwrap();
         if let Some(why) = part.skipped {

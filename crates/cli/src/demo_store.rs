@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::args::DemoArgs;
+use crate::demo_hearing::Hearing;
 use crate::demo_worker::Digest;
 
 pub(crate) use crate::demo_worker::worker_main;
@@ -108,7 +109,7 @@ impl PartA {
 struct Worker {
     launched: Launched,
     tell: ChildStdin,
-    hear: BufReader<ChildStdout>,
+    hear: Hearing,
 }
 
 impl Worker {
@@ -120,7 +121,7 @@ impl Worker {
         launch.command().arg(WORKER).arg(number.to_string());
         let mut launched = launch.spawn().context("cannot start a worker")?;
         let tell = launched.child.stdin.take().expect("it is a pipe");
-        let hear = BufReader::new(launched.child.stdout.take().expect("it is a pipe"));
+        let hear = Hearing::new(launched.child.stdout.take().expect("it is a pipe"));
         let mut worker = Self { launched, tell, hear };
         let mut list = format!("{bytes}\n");
         for file in files {
@@ -135,12 +136,7 @@ impl Worker {
     }
 
     fn answer<T: DeserializeOwned>(&mut self) -> anyhow::Result<T> {
-        let readable = kernel::pidfd::poll_in(std::os::fd::AsFd::as_fd(self.hear.get_ref()), Some(PATIENCE))?;
-        anyhow::ensure!(readable, "a worker does not answer");
-        let mut line = String::new();
-        self.hear.read_line(&mut line).context("cannot hear a worker")?;
-        anyhow::ensure!(!line.is_empty(), "a worker has ended");
-        serde_json::from_str(&line).context("a worker talks nonsense")
+        serde_json::from_str(&self.hear.line(PATIENCE)?).context("a worker talks nonsense")
     }
 }
 

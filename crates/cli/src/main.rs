@@ -9,6 +9,8 @@ use clap::Parser;
 
 mod args;
 mod demo;
+mod demo_hearing;
+mod demo_interpreter;
 mod demo_ksm;
 mod demo_store;
 mod demo_worker;

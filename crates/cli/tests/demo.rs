@@ -1,0 +1,81 @@
+//! `pagefold demo` as a user meets it.
+#![allow(clippy::unwrap_used, reason = "tests")]
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use ksm::{KsmSysfs, Lease, check_writable};
+use serde_json::Value;
+
+const PAGEFOLD: &str = env!("CARGO_BIN_EXE_pagefold");
+
+/// KSM's settings belong to the whole host: one test at a time.
+fn lock_ksm() -> Option<File> {
+    if let Err(missing) = check_writable(&KsmSysfs::host()) {
+        println!("skipped: {missing}");
+        return None;
+    }
+    let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
+    lock.lock().unwrap();
+    Lease::repair(&KsmSysfs::host()).unwrap();
+    Some(lock)
+}
+
+/// A folder for PATH with a `python3` that is none: what it says to `check` is given.
+struct FakePython(PathBuf);
+
+impl FakePython {
+    fn new(name: &str, check: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("pagefold-demo-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let script = format!(
+            "#!/bin/sh\n\
+             case \"$2\" in *sysconfig*) echo \"$0\"; echo /usr/include; echo numpy; exit;; esac\n\
+             echo digest\n\
+             while read -r word rest; do\n\
+             case $word in work) echo worked;; check) echo {check};; esac\n\
+             done\n"
+        );
+        // Not by this process: a fork of another thread would hold it open for writing when it is executed.
+        let write = "printf %s \"$1\" > \"$0\"";
+        let program = folder.join("python3");
+        assert!(Command::new("sh").args(["-c", write]).arg(&program).arg(script).status().unwrap().success());
+        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        Self(folder)
+    }
+
+    fn demo(&self, words: &[&str]) -> Output {
+        let path = format!("{}:{}", self.0.display(), std::env::var("PATH").unwrap());
+        Command::new(PAGEFOLD).args(["demo", "--json"]).args(words).env("PATH", path).output().unwrap()
+    }
+}
+
+impl Drop for FakePython {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Seen to fail: only the store part was asked, so that workers with wrong memory gave status 0 and `digests_equal: true`,
+/// and a store part that had not run was said to have saved 0 bytes.
+#[test]
+fn the_ksm_part_is_part_of_the_proof() {
+    let Some(_lock) = lock_ksm() else { return };
+    for (name, check, right) in [("right", "digest right", true), ("wrong", "digest WRONG", false)] {
+        let output = FakePython::new(name, check).demo(&["--part", "ksm", "--workers", "2"]);
+        let found = document(&output);
+        assert_eq!(found["ksm"]["skipped"], Value::Null, "{found:#}");
+        let expected = if right { 2 } else { 0 };
+        for round in ["shared_layout", "default_layout"] {
+            assert_eq!(found["ksm"][round]["workers_right"], expected, "{found:#}");
+        }
+        assert_eq!(found["digests_equal"], right, "{found:#}");
+        assert_eq!(output.status.code(), Some(i32::from(!right)), "{found:#}");
+        assert_eq!((&found["bytes_saved"], &found["store"]), (&Value::Null, &Value::Null), "{found:#}");
+    }
+}
