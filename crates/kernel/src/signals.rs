@@ -136,16 +136,19 @@ impl SignalFd {
         Ok(Self { fd, before })
     }
 
-    /// Gives a command the signal mask that there was before the block, and SIGPIPE as this process was started with:
-    /// Rust's run-time ignores it here and resets it in children, whatever the caller had wanted for them.
+    /// Gives a command the signal mask that there was before the block, and SIGPIPE and SIGCHLD as this process was
+    /// started with: Rust's run-time ignores the one here and resets it in children, whatever the caller had wanted for
+    /// them, and the other is reset by [`keep_ended_children`].
     pub fn restore_in(&self, command: &mut Command) {
         let before = self.before;
-        let ignore_pipe = start::ignored_pipe();
+        let ignored = [(libc::SIGPIPE, start::ignored_pipe()), (libc::SIGCHLD, start::ignored_child())];
         // SAFETY: the closure makes system calls only, on a set of its own; SIG_IGN is no code of ours.
         unsafe {
             command.pre_exec(move || {
-                if ignore_pipe && libc::signal(libc::SIGPIPE, libc::SIG_IGN) == libc::SIG_ERR {
-                    return Err(io::Error::last_os_error());
+                for (signal, ignore) in ignored {
+                    if ignore && libc::signal(signal, libc::SIG_IGN) == libc::SIG_ERR {
+                        return Err(io::Error::last_os_error());
+                    }
                 }
                 match libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) {
                     0 => Ok(()),
@@ -189,6 +192,16 @@ impl fmt::Debug for SignalFd {
 impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Has ended children keep their status until they are waited for. Whoever executed this program may have had it ignore
+/// SIGCHLD, and then the kernel throws the status away and tells nobody of the end. To be called before there are
+/// children; [`SignalFd::restore_in`] gives it back to a command.
+pub fn keep_ended_children() {
+    if start::ignored_child() {
+        // SAFETY: the default action calls nothing of ours. It fails for no valid signal.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     }
 }
 
