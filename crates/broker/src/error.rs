@@ -33,6 +33,12 @@ pub enum BrokerError {
     /// A thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
+    /// The limit of address space is too low.
+    #[error("its limit (RLIMIT_AS) leaves {} MiB of address space, too little for a broker; raise ulimit -v", left.get() >> 20)]
+    AddressSpace {
+        /// What is left.
+        left: kernel::Bytes,
+    },
     /// Waiting for events failed.
     #[error("cannot wait for events")]
     Poll(#[source] io::Error),

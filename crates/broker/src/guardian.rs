@@ -116,8 +116,22 @@ pub fn run(link: OwnedFd) -> usize {
             Ok(RecvOutcome::Packet { .. } | RecvOutcome::Closed) | Err(_) => break,
         }
     }
-    let threads: Vec<_> = wards.into_iter().map(|ward| std::thread::spawn(move || look_after(&ward))).collect();
-    threads.into_iter().filter_map(|thread| thread.join().ok()).count()
+    let (mut threads, mut left) = (Vec::new(), Vec::new());
+    for ward in wards.into_iter().map(Arc::new) {
+        let this = Arc::clone(&ward);
+        match thread().spawn(move || look_after(&this)) {
+            Ok(thread) => threads.push(thread),
+            Err(_) => left.push(ward),
+        }
+    }
+    // One after the other where no more threads are to be had.
+    left.iter().for_each(|ward| look_after(ward));
+    left.len() + threads.into_iter().filter_map(|thread| thread.join().ok()).count()
+}
+
+/// All members' threads start at once, perhaps under a limit of address space.
+fn thread() -> std::thread::Builder {
+    std::thread::Builder::new().stack_size(256 << 10)
 }
 
 fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<OwnedFd>) -> Option<Ward> {
@@ -141,12 +155,12 @@ fn look_after(ward: &Ward) {
     // Whoever read them has died, perhaps in the middle of it.
     ward.attended.control.filling.store(0, SeqCst);
     let attended = Arc::clone(&ward.attended);
-    let reader = std::thread::spawn(move || read_events(&attended));
+    let reader = thread().spawn(move || read_events(&attended));
     while !ward.helper.wait_exited(Duration::from_secs(1)).unwrap_or(true) {}
     // Nobody else is left who could give anything back: for as long as the program lives.
     while recover(&ward.attended).lost > 0 && !ward.program.exited().unwrap_or(true) {
         std::thread::sleep(Duration::from_millis(50));
     }
     ward.attended.over.store(true, SeqCst);
-    let _ = reader.join();
+    let _ = reader.map(std::thread::JoinHandle::join);
 }

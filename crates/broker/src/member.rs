@@ -60,6 +60,8 @@ pub(crate) enum Refused {
     NoUserfault { errno: u32 },
     #[error("this kernel's userfaultfd lacks MOVE, so live merging is not possible (Linux 6.8 has it)")]
     NoMove,
+    #[error("hardly any address space is left to this run (RLIMIT_AS); raise ulimit -v")]
+    AddressSpace,
     #[error("{0}")]
     Kernel(String),
 }

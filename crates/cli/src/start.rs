@@ -23,8 +23,9 @@ const NOT_FOUND: u8 = 127;
 pub(crate) struct Ready {
     pub(crate) summary: Option<SummaryFile>,
     pub(crate) signals: SignalFd,
-    /// The caller's limit of open files, for the command.
+    /// The caller's limits of open files and of address space, for the command.
     soft_open_files: Option<u64>,
+    soft_address_space: Option<u64>,
 }
 
 impl Ready {
@@ -36,7 +37,13 @@ impl Ready {
             let summary = summary.map(SummaryFile::open).transpose()?;
             // Helpers and children that leave their parent stay below this process.
             kernel::task::set_child_subreaper(true).context("cannot become a child subreaper")?;
-            Ok(Self { summary, signals, soft_open_files: raise_open_files() })
+            // Members cost descriptors and threads, and a soft limit of open files is there for programs that use
+            // select(2).
+            let (soft_open_files, soft_address_space) = (raise(Resource::OpenFiles), raise(Resource::AddressSpace));
+            if limit(Pid::this(), Resource::AddressSpace).is_ok_and(|own| own.soft.is_some()) {
+                kernel::address_space::one_arena();
+            }
+            Ok(Self { summary, signals, soft_open_files, soft_address_space })
         };
         prepare().map_err(|error: anyhow::Error| {
             say::note(format_args!("{error:#}"));
@@ -57,16 +64,18 @@ impl Ready {
         if let Some(soft) = self.soft_open_files {
             launch.soft_open_files(soft);
         }
+        if let Some(soft) = self.soft_address_space {
+            launch.soft_address_space(soft);
+        }
         Ok(launch)
     }
 }
 
-/// Members cost descriptors, and the soft limit is there for programs that use select(2). Returns the old one if it was
-/// changed.
-fn raise_open_files() -> Option<u64> {
-    let own = limit(Pid::this(), Resource::OpenFiles).ok()?;
+/// Raises a soft limit of this process to the hard one. Returns the old one if it was changed.
+fn raise(resource: Resource) -> Option<u64> {
+    let own = limit(Pid::this(), resource).ok()?;
     let soft = own.soft.filter(|_| own.soft != own.hard)?;
-    set_limit(Pid::this(), Resource::OpenFiles, Limit { soft: own.hard, ..own }).ok().map(|_| soft)
+    set_limit(Pid::this(), resource, Limit { soft: own.hard, ..own }).ok().map(|_| soft)
 }
 
 /// Says why the command could not be started; the status for it.

@@ -218,6 +218,7 @@ fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
     if outer.is_some_and(OuterRun::goes_on) {
         anyhow::bail!("it is inside a pagefold run already, whose partition it belongs to");
     }
+    broker::enough_for_a_broker()?;
     kernel::probe::Features::probe().live_merge().map_err(anyhow::Error::new)?;
     let files = AgentFiles::write()?;
     let program = std::env::current_exe().context("cannot find this program for the guardian")?;
@@ -264,6 +265,8 @@ pub(crate) fn guardian_main(args: &[OsString]) -> anyhow::Result<ExitCode> {
         .context("this is for pagefold itself")?;
     // Through /proc the number becomes a descriptor of our own without taking anything on trust.
     let socket: OwnedFd = kernel::Pidfd::open(Pid::this())?.getfd(number).context("there is no such descriptor")?;
+    // With as many threads as there are members in the end, and the limits of the run.
+    kernel::address_space::one_arena();
     broker::guardian::run(socket);
     Ok(ExitCode::SUCCESS)
 }

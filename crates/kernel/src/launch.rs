@@ -52,8 +52,14 @@ impl LaunchError {
 }
 
 /// The steps between fork and exec, as the child reports which failed.
-const STEPS: [&str; 5] =
-    ["inherited descriptors", "the personality", "the stack limit", "samepage merging", "the limit of open files"];
+const STEPS: [&str; 6] = [
+    "inherited descriptors",
+    "the personality",
+    "the stack limit",
+    "samepage merging",
+    "the limit of open files",
+    "the limit of address space",
+];
 
 /// A started command.
 #[derive(Debug)]
@@ -80,6 +86,7 @@ pub struct Launch {
     soft_stack_limit: Option<Bytes>,
     memory_merge: Option<bool>,
     soft_open_files: Option<u64>,
+    soft_address_space: Option<u64>,
     inherited: Vec<OwnedFd>,
 }
 
@@ -93,6 +100,7 @@ impl Launch {
             soft_stack_limit: None,
             memory_merge: None,
             soft_open_files: None,
+            soft_address_space: None,
             inherited: Vec::new(),
         }
     }
@@ -126,6 +134,12 @@ impl Launch {
         self
     }
 
+    /// The same of address space, in bytes.
+    pub fn soft_address_space(&mut self, limit: u64) -> &mut Self {
+        self.soft_address_space = Some(limit);
+        self
+    }
+
     /// Lets the command inherit a descriptor under the number that it has here, which is returned.
     pub fn inherit(&mut self, fd: OwnedFd) -> RawFd {
         let number = fd.as_raw_fd();
@@ -147,6 +161,7 @@ impl Launch {
             soft_stack_limit: self.soft_stack_limit,
             memory_merge: self.memory_merge,
             soft_open_files: self.soft_open_files,
+            soft_address_space: self.soft_address_space,
         };
         // SAFETY: the closure makes system calls only; what it uses was allocated before the fork.
         unsafe {
@@ -193,6 +208,7 @@ struct Plan {
     soft_stack_limit: Option<Bytes>,
     memory_merge: Option<bool>,
     soft_open_files: Option<u64>,
+    soft_address_space: Option<u64>,
 }
 
 impl Plan {
@@ -222,6 +238,9 @@ impl Plan {
         }
         if let Some(soft) = self.soft_open_files {
             set_soft(libc::RLIMIT_NOFILE, soft).map_err(|error| (4, error))?;
+        }
+        if let Some(soft) = self.soft_address_space {
+            set_soft(libc::RLIMIT_AS, soft).map_err(|error| (5, error))?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! * What is done to it: [`uffd`] (freeze, track writes, give pages back), [`memfd`], [`ksm_sysfs`].
 //! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
 //! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
-//! * What goes on: [`status`], [`task`], [`sched`].
+//! * What goes on: [`status`], [`task`], [`sched`], [`address_space`].
 //! * What works here: [`probe`].
 //!
 //! A process that has ended, a mapping that has changed, a race that is lost are outcomes, i.e. values of an enum;
@@ -33,6 +33,7 @@ mod sys;
 mod test_memory;
 mod uapi;
 
+pub mod address_space;
 pub mod agent_image;
 pub mod exec_stop;
 pub mod ksm_sysfs;

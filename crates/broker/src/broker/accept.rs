@@ -1,5 +1,6 @@
 //! Who comes to the broker's socket: helpers that introduce themselves, and library callers.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use abi::wire::Message;
@@ -9,9 +10,12 @@ use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
 use crate::order::Queue;
 use crate::reception::{is_greeting, receive_caller};
+use crate::room::is_enough_for;
 
 /// For how long a process may be without memory before it is seen to have ended.
 const ENDING: Duration = Duration::from_secs(1);
+/// Stack of a thread that receives somebody: hundreds may come at once.
+const STACK: usize = 256 << 10;
 /// Refused helpers that are remembered, with their reasons.
 const REFUSED_MAX: usize = 256;
 
@@ -42,7 +46,10 @@ impl Broker {
                     _ => None,
                 };
                 let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
-                let introduced = introduce(link, first, host);
+                let introduced = match is_enough_for(desk.visitors.load(SeqCst)) {
+                    true => introduce(link, first, host),
+                    false => Err(Refused::AddressSpace),
+                };
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
                 if let Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) = introduced
                     && said.is_some_and(ends)
@@ -52,7 +59,8 @@ impl Broker {
                 let _ = introducer.send((said, introduced));
                 let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
             };
-            let _ = std::thread::Builder::new().name("pf-visitor".to_owned()).spawn(run);
+            let thread = std::thread::Builder::new().name("pf-visitor".to_owned()).stack_size(STACK);
+            let _ = thread.spawn(run);
         }
         while let Ok((said, introduced)) = self.introduced.try_recv() {
             match introduced {

@@ -58,6 +58,53 @@ fn a_file_size_limit_is_the_commands_own() {
     assert_eq!(run.status.signal(), Some(Signal::XFSZ.as_raw()), "{}", said(&run));
 }
 
+/// Seen to fail: `memory allocation of 32 bytes failed` in the middle of the run, and status 134.
+#[test]
+fn little_address_space_ends_neither_the_run_nor_its_command() {
+    if !can_merge() {
+        return;
+    }
+    let member = format!("{MARKS}\ntime.sleep(4)\nright()");
+    let crowd = "for n in $(seq 40); do \"$1\" -c \"$0\" & done; wait; exit 7";
+    for limit in [150_000, 200_000] {
+        let run = after(&format!("ulimit -v {limit}"), &["sh", "-c", crowd, &member, PYTHON]);
+        assert_eq!(run.status.code(), Some(7), "{limit}: {}", said(&run));
+        assert!(said(&run).contains("pages merged in "), "{limit}: {}", said(&run));
+        for line in said(&run).lines().filter(|line| line.contains("left alone")) {
+            assert!(line.contains("RLIMIT_AS"), "{limit}: {}", said(&run));
+        }
+        assert!(!said(&run).contains("Error") && !said(&run).contains("memory allocation"), "{}", said(&run));
+    }
+}
+
+/// Seen to fail: `failed to spawn thread` in the guardian, which ended with all that it was to give back.
+#[test]
+fn little_address_space_does_not_end_the_guardian() {
+    if !can_merge() {
+        return;
+    }
+    let member = format!("{MARKS}\ntime.sleep(8)\nright()");
+    let crowd = "for n in $(seq 60); do \"$1\" -c \"$0\" & done; sleep 6; kill -9 $PPID; wait";
+    let run = after("ulimit -v 150000", &["sh", "-c", crowd, &member, PYTHON]);
+    assert_eq!(run.status.signal(), Some(Signal::KILL.as_raw()), "{}", said(&run));
+    assert_eq!(said(&run), "");
+}
+
+/// Seen to fail: a soft limit was the broker's own, and one in which no broker has room was not named.
+#[test]
+fn a_limit_of_address_space_is_the_commands_own() {
+    let run = after("ulimit -Sv 150000", &["sh", "-c", "ulimit -Sv; grep 'Max address' /proc/$PPID/limits; exit 7"]);
+    let answers = text(&run.stdout);
+    assert_eq!((run.status.code(), answers.lines().next()), (Some(7), Some("150000")), "{}", said(&run));
+    let words: Vec<&str> = answers.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(words[3], words[4], "soft and hard: {answers}");
+    for limit in [20_000, 35_000, 50_000, 65_000] {
+        let run = after(&format!("ulimit -v {limit}"), &["sh", "-c", "exit 7"]);
+        assert_eq!(run.status.code(), Some(7), "{limit}: {}", said(&run));
+        assert!(limit > 50_000 || said(&run).contains("RLIMIT_AS"), "{limit}: {}", said(&run));
+    }
+}
+
 #[test]
 fn without_proc_the_command_runs() {
     if !is_root() {
