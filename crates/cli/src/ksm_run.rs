@@ -73,8 +73,7 @@ pub(crate) fn run(args: KsmRun) -> anyhow::Result<ExitCode> {
 /// Starts the command with merging and the layout; goes on without what this kernel or this user cannot have.
 fn launch(args: &KsmRun, ready: &Ready, report: &mut Report<'_>) -> Result<Launched, LaunchError> {
     let layout = match args.shared_layout {
-        // A member that starts members gives them the layout that it has.
-        true => Layout::inherited().map_or_else(Layout::draw, Ok).unwrap_or_else(|error| {
+        true => Layout::of_partition().unwrap_or_else(|error| {
             report.refuse("layout", &format!("no shared layout: {error:#}"));
             Layout::Default
         }),

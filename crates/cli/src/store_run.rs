@@ -116,7 +116,7 @@ fn start(args: &RunArgs, ready: &Ready, say: &dyn Fn(&str)) -> Result<(Option<Ma
         }
     };
     let layout = match args.layout {
-        LayoutArg::Shared => Layout::inherited().map_or_else(Layout::draw, Ok).unwrap_or_else(|error| {
+        LayoutArg::Shared => Layout::of_partition().unwrap_or_else(|error| {
             say(&format!("no shared layout: {error:#}"));
             Layout::Default
         }),

@@ -68,6 +68,14 @@ pub enum LayoutError {
         /// The limit in bytes.
         hard: u64,
     },
+    /// The layout of the partition that this process is in needs a wider gap than the hard `RLIMIT_STACK` allows here.
+    #[error("the hard stack limit of {hard} bytes is below the {needed} bytes of the partition's layout")]
+    Inherited {
+        /// The limit in bytes.
+        hard: u64,
+        /// The soft limit that makes the layout.
+        needed: u64,
+    },
     /// No random numbers.
     #[error("cannot read /dev/urandom")]
     Random(#[source] io::Error),
@@ -98,12 +106,22 @@ impl Layout {
         Ok(Self::Shared { stack_soft: Bytes(least + random % (steps + 1) * page) })
     }
 
-    /// The layout of this process's partition, for programs that are started by a member: the soft limit that a
-    /// launcher above left in the environment variable `PAGEFOLD_LAYOUT_STACK`.
-    #[must_use]
-    pub fn inherited() -> Option<Self> {
-        let stack_soft = Bytes(std::env::var(LAYOUT_VARIABLE).ok()?.parse().ok()?);
-        Some(Self::Shared { stack_soft })
+    /// The layout of this process's partition: the one that a launcher above left in the environment variable
+    /// `PAGEFOLD_LAYOUT_STACK`, so that members that start members give them their own; else a new one.
+    ///
+    /// # Errors
+    /// [`LayoutError`].
+    pub fn of_partition() -> Result<Self, LayoutError> {
+        let inherited = std::env::var(LAYOUT_VARIABLE).ok().and_then(|bytes| bytes.parse().ok());
+        inherited.map_or_else(Self::draw, |needed| Self::within(needed, own_limit().hard))
+    }
+
+    /// A member may have lowered its hard limit since the layout was drawn.
+    fn within(needed: u64, hard: Option<u64>) -> Result<Self, LayoutError> {
+        match hard {
+            Some(hard) if hard < needed => Err(LayoutError::Inherited { hard, needed }),
+            _ => Ok(Self::Shared { stack_soft: Bytes(needed) }),
+        }
     }
 
     /// Starts a command with this layout.
@@ -179,7 +197,7 @@ fn raises_privileges(program: &Path) -> bool {
     mode & 0o6000 != 0 || rustix::fs::getxattr(program, "security.capability", &mut nothing).is_ok()
 }
 
-/// See [`Layout::inherited`].
+/// See [`Layout::of_partition`].
 pub const LAYOUT_VARIABLE: &str = "PAGEFOLD_LAYOUT_STACK";
 
 #[cfg(test)]
@@ -215,6 +233,8 @@ mod tests {
     #[test]
     fn a_low_hard_limit_is_said() {
         assert!(matches!(Layout::from_random(Some(8 * MIB), Some(8 * MIB), 0), Err(LayoutError::HardLimit { .. })));
+        assert!(matches!(Layout::within(200 * MIB, Some(8 * MIB)), Err(LayoutError::Inherited { .. })));
+        assert_eq!(Layout::within(200 * MIB, Some(200 * MIB)).unwrap(), Layout::within(200 * MIB, None).unwrap());
     }
 
     #[test]

@@ -105,6 +105,27 @@ fn a_limit_of_address_space_is_the_commands_own() {
     }
 }
 
+/// Seen to fail: `cannot set the stack limit of a new process` and status 125, with both backends.
+#[test]
+fn a_lowered_stack_limit_costs_a_run_inside_a_run_its_layout_only() {
+    for backend in ["store", "ksm"] {
+        if backend == "ksm" && !is_root() {
+            return;
+        }
+        let inner = "ulimit -Hs 8192; exec \"$0\" run --layout shared --backend \"$1\" -- sh -c 'exit 4'";
+        // Without KSM's settings, which are the whole host's.
+        let hide = if backend == "ksm" { "mount -t tmpfs none /sys || exit 1; exec \"$@\"" } else { "exec \"$@\"" };
+        let mut run = Command::new(if backend == "ksm" { "unshare" } else { "env" });
+        if backend == "ksm" {
+            run.arg("--mount");
+        }
+        run.args(["sh", "-c", hide, "sh", PAGEFOLD, "run", "--layout", "shared", "--backend", backend, "--"]);
+        let run = run.args(["sh", "-c", inner, PAGEFOLD, backend]).output().unwrap();
+        assert_eq!(run.status.code(), Some(4), "{backend}: {}", said(&run));
+        assert!(said(&run).contains("no shared layout: the hard stack limit"), "{backend}: {}", said(&run));
+    }
+}
+
 #[test]
 fn without_proc_the_command_runs() {
     if !is_root() {
