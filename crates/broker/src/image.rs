@@ -35,7 +35,7 @@ pub struct AgentFiles {
 
 impl AgentFiles {
     /// Writes the files, under the first of `XDG_RUNTIME_DIR`, `/run`, `TMPDIR`, `/tmp` where that works and code may
-    /// be executed.
+    /// be executed. What the loader could not find under its name is passed over.
     ///
     /// # Errors
     /// [`BrokerError::Sites`] if this machine's libc is not understood, [`BrokerError::Agent`] if no folder can be had.
@@ -44,14 +44,25 @@ impl AgentFiles {
         let bases = ["XDG_RUNTIME_DIR", "TMPDIR"].map(|name| std::env::var_os(name).map(PathBuf::from));
         let [runtime, temporary] = bases;
         let candidates = [runtime, Some("/run".into()), temporary, Some("/tmp".into())];
-        let mut failure = None;
-        for base in candidates.into_iter().flatten() {
-            match Self::write_below(&base, &sites) {
+        Self::write_below_first(candidates.into_iter().flatten(), &sites)
+    }
+
+    /// Under the first base where that works; else what is wrong with each of them.
+    fn write_below_first(bases: impl Iterator<Item = PathBuf>, sites: &[u8]) -> Result<Self, BrokerError> {
+        let mut failure: Option<(PathBuf, String)> = None;
+        for base in bases {
+            let (path, source) = match Self::write_below(&base, sites) {
                 Ok(files) => return Ok(files),
-                Err(error) => failure = Some(error),
+                Err(BrokerError::Agent { path, source }) => (path, source),
+                Err(error) => return Err(error),
+            };
+            match &mut failure {
+                None => failure = Some((path, source.to_string())),
+                Some((_, reasons)) => reasons.push_str(&format!("; to {}: {source}", path.display())),
             }
         }
-        Err(failure.expect("two candidates are always tried"))
+        let (path, reasons) = failure.expect("two candidates are always tried");
+        Err(BrokerError::Agent { path, source: std::io::Error::other(reasons) })
     }
 
     fn write_below(base: &Path, sites: &[u8]) -> Result<Self, BrokerError> {
@@ -63,6 +74,10 @@ impl AgentFiles {
             let path = path.to_owned();
             move |source| BrokerError::Agent { path, source }
         };
+        if !can_be_preloaded(base) {
+            let reason = "LD_PRELOAD cannot name what lies there (it is relative, or has a space, ':' or '$')";
+            return Err(fail(base)(std::io::Error::other(reason)));
+        }
         if forbids_execution(base) {
             return Err(fail(base)(std::io::Error::other("the file system is mounted noexec")));
         }
@@ -149,6 +164,12 @@ fn named_by_a_process(folder: &Path) -> bool {
     })
 }
 
+/// Spaces and colons divide LD_PRELOAD, `$ORIGIN` and its like are replaced in it, and a relative name means something else
+/// in another folder: processes would run without the agent and complain.
+fn can_be_preloaded(base: &Path) -> bool {
+    base.is_absolute() && !base.as_os_str().as_encoded_bytes().iter().any(|byte| b" \t\n:$".contains(byte))
+}
+
 fn forbids_execution(base: &Path) -> bool {
     rustix::fs::statvfs(base).is_ok_and(|about| about.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC))
 }
@@ -192,6 +213,28 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use std::time::SystemTime;
+
+    /// Seen to fail: the first of these was taken, whatever its name.
+    #[test]
+    fn folders_that_the_loader_cannot_name_are_passed_over() {
+        let base = std::env::temp_dir().join(format!("pagefold-image-names-{}", std::process::id()));
+        let bad = ["a b", "a:b", "$ORIGIN"].map(|name| base.join(name));
+        let good = base.join("good");
+        for folder in bad.iter().chain([&good]) {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let relative = Some(PathBuf::from("."));
+        let bases = bad.iter().cloned().chain(relative).chain([good.clone()]);
+        let files = AgentFiles::write_below_first(bases, b"").unwrap();
+        assert!(files.image().starts_with(&good) && files.image().exists());
+        drop(files);
+        let missing = base.join("missing");
+        let bases = [bad[0].clone(), missing.clone()].into_iter();
+        let error = AgentFiles::write_below_first(bases, b"").unwrap_err();
+        let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        assert!(text.contains("a b: LD_PRELOAD cannot name") && text.contains(missing.to_str().unwrap()), "{text}");
+        fs::remove_dir_all(base).unwrap();
+    }
 
     #[test]
     fn what_a_killed_launcher_left_is_removed_and_nothing_else() {

@@ -109,3 +109,21 @@ fn a_process_namespace_of_its_own_is_named() {
     assert!(said(&run).contains("process namespace"), "{}", said(&run));
     assert!(said(&run).lines().count() <= 2, "{}", said(&run));
 }
+
+/// Seen to fail: nothing was merged, and the loader complained in every process.
+#[test]
+fn a_runtime_folder_that_the_loader_cannot_name_is_passed_over() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("names");
+    let program = format!("{MARKS}\nmerged()\nright()");
+    for name in ["a b", "a:b", "a$LIB", "."] {
+        let folder = if name == "." { ".".to_owned() } else { temp.join(name) };
+        fs::create_dir_all(&folder).unwrap();
+        let mut run = run_with(&["--stable", "0.1"], &[PYTHON, "-c", &program]);
+        let run = run.env("XDG_RUNTIME_DIR", &folder).current_dir(&temp.0).output().unwrap();
+        assert!(run.status.success(), "{name}: {}", said(&run));
+        assert_eq!(said(&run).lines().count(), 1, "{name}: {}", said(&run));
+    }
+}
