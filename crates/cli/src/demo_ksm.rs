@@ -156,10 +156,10 @@ pub(crate) fn part_b(options: PartBOptions) -> anyhow::Result<PartB> {
     let started = Instant::now();
     let sysfs = KsmSysfs::host();
     if let Err(missing) = ksm::check_writable(&sysfs) {
-        let why = match missing {
-            ksm::KsmError::ReadOnly { .. } => "KSM's settings can be written by root only; run it as root".to_owned(),
-            other => other.to_string(),
-        };
+        let denied = matches!(&missing, ksm::KsmError::ReadOnly { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied);
+        let way_out = if denied { "; run it as root" } else { "" };
+        let why = format!("{:#}{way_out}", anyhow::Error::new(missing));
         return Ok(PartB::skipped(options, why, started));
     }
     if kernel::ksm_sysfs::memory_merge().is_err() {
@@ -177,6 +177,11 @@ pub(crate) fn part_b(options: PartBOptions) -> anyhow::Result<PartB> {
         Ok(layout) => layout,
         Err(error) => return Ok(PartB::skipped(options, format!("no shared layout: {error}"), started)),
     };
+    // Before there are workers. It may fail as it does for the run: no guardian, no place for the lease's state.
+    let tried = Driven::start_with(&sysfs, settings(), options.quiet).and_then(|driven| Ok(driven.finish()?));
+    if let Err(error) = tried {
+        return Ok(PartB::skipped(options, format!("ksmd cannot be driven: {error:#}"), started));
+    }
     let files = interpreter.corpus();
     let shared_layout = round("shared", layout, &interpreter, &files, options)?;
     let default_layout = round("default", Layout::Default, &interpreter, &files, options)?;
@@ -218,10 +223,7 @@ fn round(
     tell(format_args!("{:.0} MiB of memory; now they work, and ksmd merges", mib(growth)));
 
     let began = Instant::now();
-    // Somebody is watching: no slower pace for the rest.
-    let fast = Rate { pages_to_scan: 5000, sleep_millisecs: 2 };
-    let settings = DriveSettings { pace: Pace::Adaptive { boost: fast, steady: fast }, use_zero_pages: true };
-    let mut driven = Driven::start_with(&KsmSysfs::host(), settings, options.quiet)?;
+    let mut driven = Driven::start_with(&KsmSysfs::host(), settings(), options.quiet)?;
     let mut work_rounds = 0;
     loop {
         // They read and write while it merges.
@@ -278,6 +280,12 @@ fn round(
         work_rounds,
         workers_right,
     })
+}
+
+/// Somebody is watching: no slower pace for the rest.
+fn settings() -> DriveSettings {
+    let fast = Rate { pages_to_scan: 5000, sleep_millisecs: 2 };
+    DriveSettings { pace: Pace::Adaptive { boost: fast, steady: fast }, use_zero_pages: true }
 }
 
 fn saved(before: u64, after: u64) -> f64 {

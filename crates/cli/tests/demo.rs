@@ -79,3 +79,36 @@ fn the_ksm_part_is_part_of_the_proof() {
         assert_eq!((&found["bytes_saved"], &found["store"]), (&Value::Null, &Value::Null), "{found:#}");
     }
 }
+
+/// A demo in a mount namespace of its own, where something cannot be written.
+fn demo_where(change: &str, words: &[&str]) -> Output {
+    let script = format!("{change} || exit 77; exec \"$0\" demo \"$@\"");
+    Command::new("unshare").args(["--mount", "sh", "-c", &script, PAGEFOLD]).args(words).output().unwrap()
+}
+
+/// Seen to fail: status 1 and nothing of the store part.
+#[test]
+fn a_ksm_part_that_cannot_be_shown_takes_nothing_from_the_store_part() {
+    let Some(_lock) = lock_ksm() else { return };
+    let read_only = "mount -t tmpfs -o ro none /run";
+    let small = ["--workers", "2", "--size", "2"];
+    let output = demo_where(read_only, &[&["--json"], &small[..]].concat());
+    let found = document(&output);
+    let skipped = found["ksm"]["skipped"].as_str().unwrap_or_default();
+    assert!(skipped.contains("Read-only file system"), "{found:#}");
+    assert_eq!((output.status.code(), &found["digests_equal"]), (Some(0), &Value::Bool(true)), "{found:#}");
+    let output = demo_where(read_only, &small);
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("merged through the library") && words.contains("not shown here"), "{words}");
+}
+
+/// Seen to fail: root was told to be root.
+#[test]
+fn why_ksm_cannot_be_driven_is_the_kernels_own_word() {
+    let Some(_lock) = lock_ksm() else { return };
+    let output = demo_where("mount -o remount,bind,ro /sys", &["--json", "--part", "ksm", "--workers", "2"]);
+    let found = document(&output);
+    let skipped = found["ksm"]["skipped"].as_str().unwrap_or_default();
+    assert!(skipped.contains("Read-only file system") && !skipped.contains("root"), "{found:#}");
+    assert_eq!((output.status.code(), &found["digests_equal"]), (Some(0), &Value::Null), "{found:#}");
+}
