@@ -44,6 +44,8 @@ pub(crate) struct Findings {
     pub(crate) zero_pages: u64,
     /// Pages with a twin in huge pages that were left whole.
     pub(crate) spared: u64,
+    /// Pages with a twin for which the store had no room.
+    pub(crate) no_room: u64,
     /// How many items of a member there must be before it is looked again whether they are dense.
     look_again_at: HashMap<u32, usize>,
 }
@@ -306,7 +308,9 @@ pub(crate) fn fill(
     let report = partition.fill(&mut eyes.fill_buffer, &requests, read);
     findings.staged.clear();
     for (taker, fill) in findings.takers.drain(..) {
-        let Some(place) = report.outcomes.get(fill).and_then(store::Outcome::place) else { continue };
+        let outcome = report.outcomes.get(fill);
+        findings.no_room += u64::from(outcome == Some(&store::Outcome::Full));
+        let Some(place) = outcome.and_then(store::Outcome::place) else { continue };
         let content = requests[fill].fingerprint;
         let task = match age_of(taker).map(|age| age.kind) {
             Some(Kind::Plain) => Task::Merge(place, content),

@@ -149,7 +149,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0, allow_negative_numbers = true)]
     pub(crate) stable: f64,
     /// Most MiB that the page store may take.
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=u64::MAX >> 20))]
     pub(crate) store_limit: Option<u64>,
     /// Rewrite a JSON summary here every 10 seconds and at the end.
     #[arg(long, value_name = "FILE")]

@@ -102,7 +102,10 @@ impl Broker {
             }
             self.drive_for(Some(owner), &mut |who, results| notes.note(who, results));
         }
-        let Notes { mut report, refused, .. } = notes;
+        let Notes { mut report, mut refused, .. } = notes;
+        if findings.no_room > 0 {
+            *refused.entry("budget").or_default() += findings.no_room;
+        }
         report.pages_scanned = findings.pages_read;
         report.refused = refused.into_iter().map(|(word, pages)| (word.to_owned(), pages)).collect();
         report.elapsed = begun.elapsed();

@@ -109,6 +109,10 @@ impl Broker {
             }
         }
         self.fill_for(quiet, ranges, &mut findings);
+        if findings.no_room > 0 {
+            self.totals.refused.add("budget", findings.no_room);
+            result.refused.push(("budget".to_owned(), findings.no_room));
+        }
         let own = findings.items.remove(&quiet.index).unwrap_or_default();
         self.place(quiet, own, &mut result);
         let mut elsewhere = 0;

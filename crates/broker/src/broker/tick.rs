@@ -141,7 +141,9 @@ impl Broker {
             let member = members.iter_mut().find(|member| member.index == location.owner)?;
             member.view.area_of(location.page)?.ages.age(location.page)
         };
+        let before = findings.no_room;
         fill(&mut self.eyes, &mut self.partition, findings, age_of);
+        self.totals.refused.add("budget", findings.no_room - before);
     }
 
     pub(super) fn note_segments(&mut self, items: &[Item]) {

@@ -127,3 +127,25 @@ fn a_runtime_folder_that_the_loader_cannot_name_is_passed_over() {
         assert_eq!(said(&run).lines().count(), 1, "{name}: {}", said(&run));
     }
 }
+
+/// Seen to fail: 2^44 MiB were no MiB at all, and a full store refused nothing.
+#[test]
+fn a_store_limit_is_the_number_that_was_said_and_what_it_keeps_out_is_counted() {
+    let limits = ["17592186044416", "17592186044415"].map(|limit| output(&["--store-limit", limit], &["true"]));
+    assert_eq!(limits[0].status.code(), Some(2), "{}", said(&limits[0]));
+    assert_eq!(limits[1].status.code(), Some(0), "{}", said(&limits[1]));
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("limit");
+    let summary = temp.join("summary.json");
+    // Room for half of what is equal.
+    let mut talk = Talk::member(&["--store-limit", "1", "--summary", &summary]);
+    talk.ask("merged()");
+    talk.ask("time.sleep(1)");
+    let (status, _, said) = talk.end();
+    assert!(status.success(), "{said}");
+    let found: Value = serde_json::from_slice(&fs::read(&summary).unwrap()).unwrap();
+    assert_eq!(found["store_pages"], 256, "{found:#}");
+    assert!(found["refused"]["budget"].as_u64().unwrap_or(0) >= 256, "{found:#}");
+}
