@@ -1,7 +1,7 @@
 //! Where the summary goes: a file that is rewritten whole, or something that takes one document after the other.
 
-use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -196,10 +196,10 @@ struct Replacement {
 
 impl Replacement {
     fn make(path: &Path) -> io::Result<Self> {
-        let mut name = OsString::from(".");
-        name.push(path.file_name().ok_or(io::ErrorKind::InvalidFilename)?);
-        name.push(format!(".{}", std::process::id()));
-        let path = path.with_file_name(name);
+        // Short, whatever the file's own name, and another one for each: runs in other PID namespaces have the same number.
+        let mut hash = DefaultHasher::new();
+        path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.hash(&mut hash);
+        let path = path.with_file_name(format!(".pagefold-{:016x}-{}", hash.finish(), std::process::id()));
         // Whatever a process of this number has left. In a folder that others can write, it is created or nothing is.
         let _ = fs::remove_file(&path);
         let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
@@ -299,6 +299,16 @@ mod tests {
         std::os::unix::fs::symlink("loop", folder.0.join("loop")).unwrap();
         assert!(SummaryFile::open(&folder.0.join("loop")).is_err());
         assert!(SummaryFile::open(&folder.0.join("sub")).is_err());
+    }
+
+    /// Seen to fail: `File name too long`, since the name of the new content was longer.
+    #[test]
+    fn a_name_may_be_as_long_as_names_can_be() {
+        let folder = Folder::new("long");
+        let file = folder.0.join("x".repeat(255));
+        SummaryFile::open(&file).unwrap().write(&[1]).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "[\n  1\n]\n");
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]
