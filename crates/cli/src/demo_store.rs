@@ -116,6 +116,8 @@ impl Worker {
     fn start(program: &Path, partition: &Partition, bytes: u64, files: &[PathBuf]) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // A member of another run hands its memory over there and nowhere else.
+        crate::store_run::without_agent(&mut command);
         let mut launch = Launch::new(command);
         let number = launch.inherit(partition.try_clone_fd().context("cannot pass the partition on")?);
         launch.command().arg(WORKER).arg(number.to_string());

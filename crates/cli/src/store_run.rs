@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -167,7 +167,20 @@ fn spawn(
     layout.spawn(launch, StackLimit::PutBack).map(|(launched, _)| launched)
 }
 
-/// What the user preloads, without the agent of a run that has ended.
+/// Takes the agent of a run that this process is a part of off a command, which then is nobody's member.
+pub(crate) fn without_agent(command: &mut Command) {
+    let outer = OuterRun::find();
+    if outer.is_none() {
+        return;
+    }
+    command.env_remove(AGENT_VARIABLE);
+    match preloaded(outer.as_ref()) {
+        Some(own) => command.env("LD_PRELOAD", own),
+        None => command.env_remove("LD_PRELOAD"),
+    };
+}
+
+/// What the user preloads, without the agent of the run that started this process, which may have ended.
 fn preloaded(outer: Option<&OuterRun>) -> Option<OsString> {
     let own = std::env::var_os("LD_PRELOAD")?;
     let dead = outer.and_then(|outer| outer.sites.parent());

@@ -112,3 +112,13 @@ fn why_ksm_cannot_be_driven_is_the_kernels_own_word() {
     assert!(skipped.contains("Read-only file system") && !skipped.contains("root"), "{found:#}");
     assert_eq!((output.status.code(), &found["digests_equal"]), (Some(0), &Value::Null), "{found:#}");
 }
+
+/// Seen to fail: `this process has an agent already`, `a worker has ended` and status 1.
+#[test]
+fn a_demo_inside_a_run_shows_what_it_shows_outside() {
+    let inner = [PAGEFOLD, "demo", "--json", "--part", "store", "--workers", "2", "--size", "2"];
+    let output = Command::new(PAGEFOLD).args(["run", "--quiet", "--"]).args(inner).output().unwrap();
+    let found = document(&output);
+    assert_eq!((output.status.code(), &found["digests_equal"]), (Some(0), &Value::Bool(true)), "{found:#}");
+    assert!(found["store"]["pages_merged"].as_u64().unwrap() > 0, "{found:#}");
+}
