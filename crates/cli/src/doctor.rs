@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-use kernel::probe::{Features, State};
+use kernel::probe::{ExactCheck, Features, State};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
@@ -16,6 +16,8 @@ struct Document<'a> {
     features: &'a [kernel::probe::Feature],
     live_merge: bool,
     exact_check: bool,
+    /// Which it is.
+    check: Option<ExactCheck>,
     retake: bool,
     drive_ksm: bool,
 }
@@ -30,6 +32,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
             features: features.list(),
             live_merge: features.live_merge().is_ok(),
             exact_check: features.exact_check().is_ok(),
+            check: features.exact_check().ok(),
             retake: features.retake().is_ok(),
             drive_ksm: features.drive_ksm().is_ok(),
         };
@@ -62,10 +65,15 @@ fn table(features: &Features, kernel: &str) -> Result<String, std::fmt::Error> {
         }
     }
     writeln!(text)?;
+    let check = match features.exact_check() {
+        Ok(ExactCheck::Bpf) => "exact reference check (by BPF)",
+        Ok(ExactCheck::Collapse) => "exact reference check (by MADV_COLLAPSE)",
+        Err(_) => "exact reference check",
+    };
     for (what, verdict) in [
         ("merging live (run, library)", features.live_merge()),
         ("merging memory at rest (library)", features.rest_merge()),
-        ("exact reference check", features.exact_check().map(|_| ())),
+        (check, features.exact_check().map(|_| ())),
         ("taking diverged pages again", features.retake()),
         ("driving kernel KSM (run --backend ksm)", features.drive_ksm()),
     ] {

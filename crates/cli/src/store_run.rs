@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use broker::{AgentFiles, Broker, BrokerError, BrokerHandle, CheckChoice, Settings};
 use kernel::launch::{LaunchError, Launched};
-use kernel::probe::Missing;
+use kernel::probe::{Missing, Name};
 use kernel::signals;
 use kernel::{Pid, Seqpacket};
 use ksm::{Layout, StackLimit};
@@ -200,6 +200,10 @@ fn way_out(error: &anyhow::Error) -> String {
         }
         _ => missing.unwrap_or_default(),
     };
+    // Nor would another backend be of use without /proc.
+    if error.downcast_ref::<Missing>().is_some_and(|missing| missing.what == Name::OwnProc.text()) {
+        return format!("; way out: {remedy}");
+    }
     match (missing, remedy) {
         (None, "") => String::new(),
         (_, "") => "; way out: --backend ksm".to_owned(),

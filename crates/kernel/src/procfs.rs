@@ -67,6 +67,15 @@ impl ProcError {
     }
 }
 
+/// True if /proc shows this process under the number that it has itself. After `unshare --pid` without a new /proc it has
+/// the numbers of another PID namespace, under which every file of it would be some other process's.
+///
+/// # Errors
+/// What readlink(2) says, [`io::ErrorKind::NotFound`] if nothing is mounted.
+pub fn shows_this_process() -> io::Result<bool> {
+    Ok(std::fs::read_link("/proc/self")?.to_str() == Some(&Pid::this().to_string()))
+}
+
 /// Reads a file of a process into `buffer`, which is cleared.
 pub(crate) fn read_into(pid: Pid, file: &'static str, buffer: &mut Vec<u8>) -> Result<(), ProcError> {
     buffer.clear();

@@ -46,7 +46,9 @@ pub enum KsmError {
         path: PathBuf,
     },
     /// No `/proc`, or one of another process namespace: a lease's holder could not be told from others.
-    #[error("/proc is not mounted, or does not show this process")]
+    #[error(
+        "/proc is not mounted, or belongs to another PID namespace: mount -t proc proc /proc (unshare --mount-proc)"
+    )]
     NoProc,
     /// A process could not be watched.
     #[error("cannot watch process {pid}")]

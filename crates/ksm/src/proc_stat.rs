@@ -28,7 +28,9 @@ impl ProcessId {
     /// # Errors
     /// [`KsmError::NoProc`].
     pub fn current() -> Result<Self, KsmError> {
-        Self::of(kernel::Pid::this().get()).ok_or(KsmError::NoProc)
+        // In another PID namespace's /proc the same number is some other process.
+        let own = kernel::procfs::shows_this_process().unwrap_or(false);
+        own.then(|| Self::of(kernel::Pid::this().get())).flatten().ok_or(KsmError::NoProc)
     }
 
     /// Whether exactly this process still runs.

@@ -140,6 +140,45 @@ fn without_proc_the_command_runs() {
     }
 }
 
+/// Seen to fail: the store merged nothing and did not say why, and KSM was driven for a process that was not there.
+#[test]
+fn with_the_proc_of_another_namespace_the_command_runs() {
+    if !is_root() {
+        return;
+    }
+    for backend in ["store", "ksm"] {
+        let mut run = Command::new("unshare");
+        run.args(["--pid", "--fork", PAGEFOLD, "run", "--backend", backend, "--", "sh", "-c", "exit 7"]);
+        let run = run.output().unwrap();
+        assert_eq!(run.status.code(), Some(7), "{backend}: {}", said(&run));
+        let said = said(&run);
+        assert!(said.contains("belongs to another PID namespace") && said.contains("mount -t proc"), "{said}");
+        assert_eq!(said.contains("runs unmanaged"), backend == "store", "{said}");
+        assert!(!said.contains("--backend ksm"), "{said}");
+    }
+}
+
+/// Seen to fail: `can merging memory at rest` and `can driving kernel KSM` without a /proc, and a check that was not there.
+#[test]
+fn the_doctor_names_what_is_missing_and_which_check_there_is() {
+    if !is_root() {
+        return;
+    }
+    let doctor = "mount -t tmpfs none /proc && exec \"$0\" doctor";
+    let blind = text(&Command::new("unshare").args(["--mount", "sh", "-c", doctor, PAGEFOLD]).output().unwrap().stdout);
+    for what in ["merging live", "merging memory at rest", "driving kernel KSM"] {
+        let line = blind.lines().find(|line| line.contains(what)).unwrap();
+        assert!(line.contains("can't") && line.contains("it is not mounted; mount -t proc"), "{line}");
+    }
+    let temp = Temp::new("doctor");
+    let mut doctor = Command::new("setpriv");
+    doctor.args(["--reuid=65534", "--regid=65534", "--clear-groups", &temp.pagefold(), "doctor"]);
+    let Ok(found) = doctor.current_dir("/").output() else { return println!("skipped: no setpriv") };
+    let found = text(&found.stdout);
+    let line = found.lines().find(|line| line.contains("exact reference check")).unwrap();
+    assert!(line.contains("can't") || line.contains("(by MADV_COLLAPSE)"), "{found}");
+}
+
 /// C3: with a userfaultfd for user mode only, system calls that touch a frozen page would fail. Without a full one
 /// nothing is frozen.
 #[test]

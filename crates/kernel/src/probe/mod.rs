@@ -14,6 +14,8 @@ mod trials;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Name {
+    /// A /proc that shows this process's own PID namespace.
+    OwnProc,
     /// A userfaultfd that also catches faults in system calls.
     Userfaultfd,
     /// /dev/userfaultfd can be opened, so descriptors of it can be handed to members.
@@ -193,7 +195,7 @@ impl Features {
     /// # Errors
     /// The first thing that is [`Missing`]. The reference check is apart: [`Features::exact_check`].
     pub fn live_merge(&self) -> Result<(), Missing> {
-        for name in [Name::MemfdSeals, Name::Userfaultfd, Name::UffdMove, Name::ProcmapQuery] {
+        for name in [Name::OwnProc, Name::MemfdSeals, Name::Userfaultfd, Name::UffdMove, Name::ProcmapQuery] {
             self.require(name)?;
         }
         Ok(())
@@ -204,6 +206,7 @@ impl Features {
     /// # Errors
     /// [`Missing`].
     pub fn rest_merge(&self) -> Result<(), Missing> {
+        self.require(Name::OwnProc)?;
         self.require(Name::MemfdSeals)
     }
 
@@ -250,6 +253,7 @@ impl Features {
     /// # Errors
     /// The first thing that is [`Missing`].
     pub fn drive_ksm(&self) -> Result<(), Missing> {
+        self.require(Name::OwnProc)?;
         self.require(Name::Ksm)?;
         self.require(Name::KsmWritable)
     }
@@ -260,6 +264,7 @@ impl Name {
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
+            Self::OwnProc => "/proc",
             Self::Userfaultfd => "userfaultfd",
             Self::UserfaultfdDevice => "/dev/userfaultfd",
             Self::UffdMove => "UFFDIO_MOVE",
@@ -290,6 +295,7 @@ impl Name {
 
     const fn needed_for(self) -> &'static str {
         match self {
+            Self::OwnProc => "everything: what processes hold is read there",
             Self::Userfaultfd | Self::UffdMove | Self::MemfdSeals | Self::ProcmapQuery => {
                 "merging in running processes (store)"
             }
@@ -345,6 +351,10 @@ mod tests {
         assert_eq!(features(&[Name::CheckBpf]).retake().unwrap_err().what, "reference check by BPF");
         assert!(features(&[Name::Ksm]).live_merge().is_ok());
         assert!(features(&[Name::UffdMove, Name::PagemapScan]).rest_merge().is_ok());
+        let blind = features(&[Name::OwnProc]);
+        for verdict in [blind.live_merge(), blind.rest_merge(), blind.drive_ksm()] {
+            assert_eq!(verdict.unwrap_err().what, "/proc");
+        }
     }
 
     #[test]
@@ -366,13 +376,13 @@ mod tests {
             assert_eq!(found.list().iter().filter(|feature| feature.name == name).count(), 1, "{name:?}");
             println!("{:?}", found.get(name).unwrap());
         }
-        assert!(found.has(Name::MemfdSeals) && found.has(Name::MaxMapCount));
+        assert!(found.has(Name::OwnProc) && found.has(Name::MemfdSeals) && found.has(Name::MaxMapCount));
         assert_eq!(found.has(Name::CheckBpf), crate::BpfCheck::new().is_ok());
         for feature in found.list() {
             assert!(!matches!(feature.state, State::Unknown { .. }), "{feature:?}");
         }
         let document = serde_json::to_value(&found).unwrap();
-        assert_eq!(document[0]["name"], "userfaultfd");
+        assert_eq!(document[0]["name"], "own_proc");
         assert!(document[0]["state"] == "yes" || document[0]["state"] == "no");
     }
 

@@ -12,7 +12,7 @@ use crate::memfd::{self, MemfdError};
 use crate::own_memory::OwnMapping;
 use crate::pagemap::{Category, Pagemap, PagemapError, ScanRequest};
 use crate::pidfd::{Pidfd, PidfdError};
-use crate::procfs::ProcError;
+use crate::procfs::{self, ProcError};
 use crate::refcheck::{self, collapse::CollapseError};
 use crate::sched::{self, Policy, SchedError};
 use crate::seqpacket::Seqpacket;
@@ -21,7 +21,8 @@ use crate::units::{Bytes, PageCount, Pid, Range, Vaddr, page_size};
 use crate::{status, sys, task};
 
 /// All features, in the order of the report.
-pub(super) const NAMES: [Name; 25] = [
+pub(super) const NAMES: [Name; 26] = [
+    Name::OwnProc,
     Name::Userfaultfd,
     Name::UserfaultfdDevice,
     Name::UffdMove,
@@ -55,6 +56,7 @@ pub(super) fn all() -> Vec<Feature> {
 
 fn try_one(name: Name) -> State {
     match name {
+        Name::OwnProc => own_proc(),
         Name::Userfaultfd => userfaultfd(),
         Name::UserfaultfdDevice => userfaultfd_device(),
         Name::UffdMove => uffd_feature(UffdFeatures::MOVE, "6.8"),
@@ -126,6 +128,16 @@ fn too_old(version: &str) -> State {
 
 fn sysctl(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn own_proc() -> State {
+    const REMEDY: &str = "mount -t proc proc /proc (unshare --mount-proc)";
+    match procfs::shows_this_process() {
+        Ok(true) => yes(""),
+        Ok(false) => no("it belongs to another PID namespace", REMEDY),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => no("it is not mounted", REMEDY),
+        Err(error) => unknown(&error),
+    }
 }
 
 fn userfaultfd() -> State {
