@@ -65,11 +65,29 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(command: args::Command) -> anyhow::Result<ExitCode> {
+    let quiet = match &command {
+        args::Command::Run(args) => args.quiet,
+        args::Command::Demo(args) => args.json,
+        _ => false,
+    };
+    put_right(quiet);
     match command {
         args::Command::Demo(args) => demo::demo(&args),
         args::Command::Run(args) => run::run(args),
         args::Command::Doctor(args) => doctor::doctor(&args),
         other => Ok(later::say(other.name())),
+    }
+}
+
+/// Gives the administrator's settings of KSM back that were left by a run that took its guardian with it, as the first
+/// process of a PID namespace does.
+fn put_right(quiet: bool) {
+    // Whoever wants to change settings hears of errors, this one only of what was changed.
+    if let Ok(repaired) = ksm::Lease::repair(&ksm::KsmSysfs::host())
+        && !repaired.dead.is_empty()
+        && !quiet
+    {
+        say::note(&repaired);
     }
 }
 

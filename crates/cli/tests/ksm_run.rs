@@ -251,3 +251,55 @@ fn a_guardian_restores_the_settings_when_launchers_are_killed() {
     }
     assert!(changed > 8, "only {changed} of 25 kills met changed settings: the test tests nothing");
 }
+
+/// Seen to fail: it held the settings until the next boot.
+#[test]
+fn what_a_run_that_took_its_namespace_with_it_held_is_given_back_by_the_next() {
+    let Some(host) = Host::lock() else { return };
+    let sysfs = KsmSysfs::host();
+    sysfs.write("pages_to_scan", "123").unwrap();
+    let before = settings();
+    let state = StatePath::for_this_user();
+    let lives = || {
+        let names = fs::read_dir(state.as_path().parent().unwrap()).unwrap().flatten().map(|entry| entry.file_name());
+        names.filter(|name| name.to_str().is_some_and(|name| name.starts_with("holder-"))).count()
+    };
+    let lives_before = lives();
+    let mut namespace = Command::new("unshare");
+    namespace.args(["--pid", "--fork", "--kill-child", "--mount-proc", env!("CARGO_BIN_EXE_pagefold")]);
+    namespace.args(["run", "--quiet", "--backend", "ksm", "--", "sleep", "30"]);
+    let mut namespace = Killed(namespace.spawn().unwrap());
+    wait_until("the settings are held", || Lease::holders_at(&state).is_ok_and(|holders| holders.len() == 1));
+    // Whoever looks from outside leaves it alone while it lives.
+    assert!(pagefold_words(&["doctor"]).status.success());
+    assert_eq!(Lease::holders_at(&state).unwrap().len(), 1);
+    namespace.end();
+    wait_until("it is seen to be dead", || Lease::holders_at(&state).unwrap().is_empty());
+    let next = pagefold_words(&["doctor"]);
+    assert!(text(&next.stderr).contains("had died holding KSM's settings"), "{}", text(&next.stderr));
+    assert_eq!(settings(), before);
+    // Of others it may have removed some.
+    assert!(lives() <= lives_before, "its file is left");
+    assert!(!state.as_path().exists());
+    drop(host);
+}
+
+/// Killed whatever happens.
+struct Killed(Child);
+
+impl Killed {
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn pagefold_words(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pagefold")).args(words).output().unwrap()
+}

@@ -7,7 +7,7 @@ use kernel::ksm_sysfs::KsmSysfs;
 use crate::error::KsmError;
 use crate::knob::{AdvisorMode, Knob, Values, write_order};
 use crate::proc_stat::ProcessId;
-use crate::state::{Holder, Locked, State, StatePath};
+use crate::state::{Holder, Life, Locked, State, StatePath};
 use crate::sysfs;
 use crate::wanted::{Wanted, combine};
 
@@ -18,6 +18,7 @@ pub struct Lease {
     path: StatePath,
     process: ProcessId,
     serial: u64,
+    life: Life,
     released: bool,
 }
 
@@ -123,10 +124,19 @@ impl Lease {
     pub fn acquire_at(path: &StatePath, sysfs: &KsmSysfs, wanted: Wanted) -> Result<(Self, Repaired), KsmError> {
         sysfs::check_writable(sysfs)?;
         let serial = NEXT_SERIAL.fetch_add(1, Ordering::Relaxed);
-        let holder = Holder::current(serial, wanted)?;
+        let mut holder = Holder::current(serial, wanted)?;
         let process = holder.process;
-        let repaired = change(path, sysfs, |state| state.holders.push(holder))?;
-        Ok((Self { sysfs: sysfs.clone(), path: path.clone(), process, serial, released: false }, repaired))
+        let life = holder.begin_life(path, &Locked::new(path)?)?;
+        match change(path, sysfs, |state| state.holders.push(holder)) {
+            Ok(repaired) => {
+                let (sysfs, path) = (sysfs.clone(), path.clone());
+                Ok((Self { sysfs, path, process, serial, life, released: false }, repaired))
+            }
+            Err(error) => {
+                path.forget_life(&life.name);
+                Err(error)
+            }
+        }
     }
 
     /// Asks for something else.
@@ -134,7 +144,7 @@ impl Lease {
     /// # Errors
     /// Those of the state file and of reading KSM's files. What the kernel refused is in the answer.
     pub fn update(&self, wanted: Wanted) -> Result<Repaired, KsmError> {
-        let anew = Holder::current(self.serial, wanted)?;
+        let anew = Holder { life: self.life.name.clone(), ..Holder::current(self.serial, wanted)? };
         change(&self.path, &self.sysfs, |state| {
             match state.holders.iter_mut().find(|holder| holder.is(self.process, self.serial)) {
                 Some(holder) => holder.wanted = wanted,
@@ -154,7 +164,10 @@ impl Lease {
 
     fn end(&mut self) -> Result<Repaired, KsmError> {
         self.released = true;
-        change(&self.path, &self.sysfs, |state| state.holders.retain(|holder| !holder.is(self.process, self.serial)))
+        let gone = |state: &mut State| state.holders.retain(|holder| !holder.is(self.process, self.serial));
+        let repaired = change(&self.path, &self.sysfs, gone)?;
+        self.path.forget_life(&self.life.name);
+        Ok(repaired)
     }
 
     /// The settings this lease is about.
@@ -192,7 +205,7 @@ impl Lease {
             return Ok(Vec::new());
         }
         let mut holders = Locked::new(path)?.load()?.holders;
-        holders.retain(|holder| !holder.is_dead());
+        holders.retain(|holder| !holder.is_dead(path));
         Ok(holders)
     }
 }
@@ -213,7 +226,7 @@ fn change(path: &StatePath, sysfs: &KsmSysfs, edit: impl FnOnce(&mut State)) -> 
     let mut state = locked.load()?;
     let mut repaired = Repaired::default();
     state.holders.retain(|holder| {
-        let dead = holder.is_dead();
+        let dead = holder.is_dead(path);
         if dead {
             repaired.dead.push(holder.clone());
         }
@@ -223,6 +236,7 @@ fn change(path: &StatePath, sysfs: &KsmSysfs, edit: impl FnOnce(&mut State)) -> 
     judge(&mut state, &current, &mut repaired);
     edit(&mut state);
     bring_in_line(&locked, &mut state, sysfs, &mut repaired)?;
+    locked.forget_the_dead(&state);
     Ok(repaired)
 }
 

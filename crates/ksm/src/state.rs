@@ -43,6 +43,16 @@ impl StatePath {
     fn error(&self, source: io::Error) -> KsmError {
         KsmError::State { path: self.0.clone(), source }
     }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.0.with_file_name(name)
+    }
+
+    /// Removes the file that showed that a holder lived.
+    pub(crate) fn forget_life(&self, name: &str) {
+        // What stays behind is an empty file that nobody names any more.
+        let _ = fs::remove_file(self.beside(name));
+    }
 }
 
 /// One holder of the lease.
@@ -53,8 +63,11 @@ pub struct Holder {
     pub process: ProcessId,
     /// Which of the process's leases.
     pub serial: u64,
-    /// Inode of its pid namespace: from another one nobody can tell whether the holder lives.
+    /// Inode of its pid namespace: in another one its number says nothing.
     pub pid_namespace: u64,
+    /// Name of the file beside the state file that is locked for as long as it lives; empty if there is none.
+    #[serde(default)]
+    pub life: String,
     /// Its command name, for people.
     pub command: String,
     /// What it asks for.
@@ -65,17 +78,50 @@ impl Holder {
     pub(crate) fn current(serial: u64, wanted: Wanted) -> Result<Self, KsmError> {
         let command =
             fs::read_to_string("/proc/self/comm").map_or_else(|_| String::from("?"), |name| name.trim().to_owned());
-        Ok(Self { process: ProcessId::current()?, serial, pid_namespace: pid_namespace(), command, wanted })
+        let (process, pid_namespace) = (ProcessId::current()?, pid_namespace());
+        Ok(Self { process, serial, pid_namespace, life: String::new(), command, wanted })
     }
 
-    /// Dead beyond doubt. A holder that only another pid namespace can see is left alone.
-    pub(crate) fn is_dead(&self) -> bool {
-        self.pid_namespace == pid_namespace() && !self.process.is_alive()
+    /// Dead beyond doubt: gone from its own pid namespace, or, from wherever one looks, with its lock on `life` gone. The
+    /// lock alone would not do: a child that was just forked has it too until it executes something.
+    pub(crate) fn is_dead(&self, path: &StatePath) -> bool {
+        let seen_here = self.pid_namespace == pid_namespace() && kernel::procfs::shows_this_process().unwrap_or(false);
+        seen_here && !self.process.is_alive() || !self.life.is_empty() && is_free(&path.beside(&self.life))
+    }
+
+    /// Takes the lock that shows that this holder lives, to be kept for as long as it does. Under the state's lock: a file
+    /// that is not locked yet would be taken for a dead one's.
+    pub(crate) fn begin_life(&mut self, path: &StatePath, _under: &Locked) -> Result<Life, KsmError> {
+        let ProcessId { pid, start_time } = self.process;
+        let name = format!("{LIFE}{}-{pid}-{start_time}-{}", self.pid_namespace, self.serial);
+        let file_path = path.beside(&name);
+        let mut file = OpenOptions::new();
+        let file = file.create(true).truncate(false).write(true).mode(0o600).open(&file_path);
+        let file = file.map_err(|error| path.error(error))?;
+        file.try_lock().map_err(|error| path.error(error.into()))?;
+        self.life.clone_from(&name);
+        Ok(Life { _locked: file, name })
     }
 
     pub(crate) fn is(&self, process: ProcessId, serial: u64) -> bool {
         self.process == process && self.serial == serial && self.pid_namespace == pid_namespace()
     }
+}
+
+/// How the names of holders' files begin.
+const LIFE: &str = "holder-";
+
+/// A holder's lock on its file.
+#[derive(Debug)]
+pub(crate) struct Life {
+    /// Closed on exec, and with the process.
+    _locked: File,
+    pub(crate) name: String,
+}
+
+/// True if nobody holds the lock of a file that is there.
+fn is_free(file: &Path) -> bool {
+    File::open(file).is_ok_and(|file| file.try_lock().is_ok())
 }
 
 fn pid_namespace() -> u64 {
@@ -153,6 +199,18 @@ impl Locked {
         Ok(if state.boot_id == boot_id() { state } else { fresh() })
     }
 
+    /// Removes the files of holders that died, before or after they were entered.
+    pub(crate) fn forget_the_dead(&self, state: &State) {
+        let Ok(files) = fs::read_dir(self.path.beside(".")) else { return };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let listed = state.holders.iter().any(|holder| *holder.life == *name);
+            if name.as_encoded_bytes().starts_with(LIFE.as_bytes()) && !listed && is_free(&file.path()) {
+                let _ = fs::remove_file(file.path());
+            }
+        }
+    }
+
     /// Replaces the file, so that a reader or a kill at any moment finds the old or the new state.
     pub(crate) fn store(&self, state: &State) -> Result<(), KsmError> {
         if state.is_over() {
@@ -207,12 +265,39 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_pid_is_a_dead_holder_but_one_of_another_namespace_is_not_judged() {
+    fn a_reused_pid_is_a_dead_holder_but_one_of_another_namespace_is_not_judged_by_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = StatePath::at(temp.path().join("lease.json"));
         let mut holder = Holder::current(0, Wanted::default()).unwrap();
-        assert!(!holder.is_dead());
+        assert!(!holder.is_dead(&path));
         holder.process.start_time += 1;
-        assert!(holder.is_dead());
+        assert!(holder.is_dead(&path));
         holder.pid_namespace += 1;
-        assert!(!holder.is_dead());
+        assert!(!holder.is_dead(&path));
+    }
+
+    /// Seen to fail: whoever held the settings in another namespace held them for ever.
+    #[test]
+    fn a_holder_of_another_namespace_lives_as_long_as_its_lock() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = StatePath::at(temp.path().join("lease.json"));
+        let mut holder = Holder::current(0, Wanted::default()).unwrap();
+        holder.pid_namespace += 1;
+        let locked = Locked::new(&path).unwrap();
+        let life = holder.begin_life(&path, &locked).unwrap();
+        assert!(!holder.is_dead(&path));
+        locked.forget_the_dead(&State::default());
+        assert!(!life.name.is_empty() && path.beside(&life.name).exists(), "whoever lives keeps his");
+        drop(life);
+        // A process that another test has just forked has a copy of the lock until it executes something.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while !holder.is_dead(&path) {
+            assert!(std::time::Instant::now() < deadline, "it still counts as alive");
+            std::thread::yield_now();
+        }
+        locked.forget_the_dead(&State { holders: vec![holder.clone()], ..State::default() });
+        assert!(holder.is_dead(&path), "who is entered keeps his");
+        locked.forget_the_dead(&State::default());
+        assert!(!holder.is_dead(&path), "without the file nobody can tell");
     }
 }
