@@ -124,7 +124,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// Seen to fail: rounding up wrapped around to the whole address space (a panic where overflow is checked).
+    /// Rounding up without a look wraps around to the whole address space, and panics where overflow is checked.
     #[test]
     fn whole_pages_end_with_the_address_space() {
         let size = kernel::page_size();
