@@ -26,6 +26,8 @@ const FAREWELL: u64 = 3;
 
 /// How long the guardian may take to end once it has been told to.
 const END_WITHIN: Duration = Duration::from_secs(2);
+/// How long a guardian must have been there to be replaced.
+const LIFE: Duration = Duration::from_secs(1);
 const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// The broker's end.
@@ -33,6 +35,7 @@ const END_PAUSE: Duration = Duration::from_millis(1);
 pub(crate) struct GuardianLink {
     link: Seqpacket,
     child: Child,
+    started: Instant,
 }
 
 impl GuardianLink {
@@ -44,7 +47,13 @@ impl GuardianLink {
         let number = launch.inherit(theirs.into_owned_fd());
         launch.command().args(arguments).arg(number.to_string()).stdin(std::process::Stdio::null());
         let launched = launch.spawn().ok()?;
-        Some(Self { link: ours, child: launched.child })
+        Some(Self { link: ours, child: launched.child, started: Instant::now() })
+    }
+
+    /// True if another one should take its place. One that ends as soon as it is started would do so again.
+    pub(crate) fn has_died(&mut self) -> bool {
+        // This process may take the status of all of its children elsewhere: then it is gone as well.
+        self.started.elapsed() > LIFE && !matches!(self.child.try_wait(), Ok(None))
     }
 
     pub(crate) fn add(&mut self, member: &Member) {

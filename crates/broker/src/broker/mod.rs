@@ -205,6 +205,7 @@ impl Broker {
             // Of members that were not waited for.
             self.pump(&mut |_, _| {});
             self.bury_the_dead();
+            self.keep_guarded();
             self.forget_quiet();
             if self.fulfil_wishes() {
                 break;
@@ -253,6 +254,17 @@ impl Broker {
         }
         for member in std::mem::take(&mut self.unburied) {
             self.bury(member);
+        }
+    }
+
+    /// A guardian that was killed is replaced, and told of all members.
+    fn keep_guarded(&mut self) {
+        if !self.guardian.as_mut().is_some_and(GuardianLink::has_died) {
+            return;
+        }
+        self.guardian = self.settings.guardian.as_ref().and_then(GuardianLink::start);
+        if let Some(guardian) = &mut self.guardian {
+            self.members.iter().chain(&self.unburied).for_each(|member| guardian.add(member));
         }
     }
 

@@ -72,6 +72,46 @@ fn a_run_that_is_killed_leaves_a_command_that_goes_on() {
     talk.ask("right()");
 }
 
+/// The guardians among a run's children.
+fn guardians(run: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{run}/task")).into_iter().flatten().flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        let is_guardian = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("store-guardian"))
+        };
+        found.extend(children.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()).filter(is_guardian));
+    }
+    found
+}
+
+/// Seen to fail: from the first guardian's death on there was none.
+#[test]
+fn a_guardian_that_is_killed_is_replaced() {
+    if !can_merge() {
+        return;
+    }
+    let mut talk = Talk::member(&["--quiet"]);
+    talk.ask("merged()");
+    let first = guardians(talk.run.id());
+    assert_eq!(first.len(), 1);
+    std::thread::sleep(Duration::from_secs(1));
+    send(first[0], Signal::KILL);
+    let mut second = Vec::new();
+    wait_until("there is another guardian", || {
+        second = guardians(talk.run.id());
+        second.len() == 1 && second != first
+    });
+    // It knows the members: it reads the events of their forks and ends when their helpers have.
+    talk.run.kill().unwrap();
+    talk.run.wait().unwrap();
+    talk.ask("fork()");
+    talk.ask("right()");
+    // Its status may be left for whoever adopted it.
+    let stat = || fs::read_to_string(format!("/proc/{}/stat", second[0])).unwrap_or_default();
+    wait_until("it has ended", || stat().is_empty() || stat().contains(") Z"));
+}
+
 /// A program that marks memory and is gone at once.
 const SHORT: &str = r#"
 #include <string.h>
