@@ -257,7 +257,7 @@ fn move_away(wanted: &Wanted, count: usize, merged: bool, locked: &Locked<'_>) -
         locked.disown(target, target + wanted.new_len);
     }
     // Before anything has moved, while there is a way back. Nobody looks at marks before this call is over.
-    if !carry(wanted, target, locked, |locked, start, end| locked.adopt(start, end)) && merged {
+    if !carry(wanted, target, locked, |start, end| locked.adopt(start, end)) && merged {
         if !wanted.fixed {
             // SAFETY: as above. A place that the program named is kept for the next try.
             unsafe { sys!(nr::MUNMAP, target, wanted.new_len) };
@@ -358,7 +358,7 @@ fn settle(wanted: &Wanted, moved: u64, locked: &Locked<'_>) {
         return;
     }
     // If there is no room, what has moved is simply not managed any more.
-    carry(wanted, moved, locked, |locked, start, end| locked.adopt_prepared(start, end));
+    carry(wanted, moved, locked, |start, end| locked.adopt_prepared(start, end));
     if !wanted.keep {
         locked.disown(wanted.start, wanted.end);
     }
@@ -367,7 +367,7 @@ fn settle(wanted: &Wanted, moved: u64, locked: &Locked<'_>) {
 /// Puts under management what was so before it moved to `target`, with its marks; as the kernel's mergeable flag moves
 /// and grows with a mapping. All or nothing: `false` if there is no room. `adopt`: [`Locked::adopt`] before anything has
 /// moved, [`Locked::adopt_prepared`] afterwards, when what would be mapped could lie in the place that was given up.
-fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>, adopt: impl Fn(&Locked<'_>, u64, u64) -> bool) -> bool {
+fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>, adopt: impl Fn(u64, u64) -> bool) -> bool {
     let stop = wanted.common_end();
     let there = |address: u64| target + (address - wanted.start);
     let mut at = wanted.start;
@@ -377,7 +377,7 @@ fn carry(wanted: &Wanted, target: u64, locked: &Locked<'_>, adopt: impl Fn(&Lock
             to = end;
         }
         let grown = if to == wanted.end { wanted.growth() } else { 0 };
-        if !adopt(locked, there(from), there(to) + grown) {
+        if !adopt(there(from), there(to) + grown) {
             locked.disown(target, target + wanted.new_len);
             return false;
         }

@@ -107,15 +107,15 @@ impl Table {
         &self.rows[..(self.used.load(SeqCst) as usize).min(RANGES_MAX)]
     }
 
-    /// A free row; `fits` chooses among those that were used before.
-    fn free_row(&self, fits: impl Fn(&Row) -> bool) -> Option<&Row> {
-        self.rows().iter().find(|row| row.end.load(SeqCst) == 0 && fits(row))
+    /// A free row among those that were used before, with marks for so many pages, and not `other`.
+    fn free_row(&self, pages: u64, other: Option<&Row>) -> Option<&Row> {
+        let fits = |row: &&Row| row.end.load(SeqCst) == 0 && row.capacity.load(SeqCst) >= pages;
+        self.rows().iter().filter(fits).find(|row| other.is_none_or(|other| !core::ptr::eq(*row, other)))
     }
 
     /// As [`Self::take_row`], without mapping memory.
     fn prepared_row(&self, pages: u64, other: Option<&Row>) -> Option<&Row> {
-        let is_other = |row: &Row| other.is_some_and(|other| core::ptr::eq(row, other));
-        if let Some(row) = self.free_row(|row| row.capacity.load(SeqCst) >= pages && !is_other(row)) {
+        if let Some(row) = self.free_row(pages, other) {
             return Some(row);
         }
         let used = self.used.load(SeqCst) as usize;
@@ -132,13 +132,12 @@ impl Table {
         if let Some(row) = self.prepared_row(pages, other) {
             return Some(row);
         }
-        let is_other = |row: &Row| other.is_some_and(|other| core::ptr::eq(row, other));
         let used = self.used.load(SeqCst) as usize;
         let row = self
             .rows
             .get(used)
             .inspect(|_| self.used.store(used as u32 + 1, SeqCst))
-            .or_else(|| self.free_row(|row| !is_other(row)))?;
+            .or_else(|| self.free_row(0, other))?;
         // Arrays that are too small are not freed: a look-up without the lock may still hold their address. Each is at
         // least twice as large as the one before, so that there are few.
         let size = sys::page_up(pages).next_power_of_two();
