@@ -18,6 +18,7 @@ use kernel::{MemoryFile, Pagemap, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex
 use crate::children::fill_children;
 use crate::error::BrokerError;
 use crate::recovery::Grounds;
+use crate::room::thread;
 
 /// How long an attendant sleeps before it looks whether it is still needed.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -55,7 +56,7 @@ impl Attendants {
         events: bool,
     ) -> Result<Self, BrokerError> {
         let mut threads = Vec::new();
-        let builder = |name: &str| std::thread::Builder::new().name(name.to_owned()).stack_size(256 << 10);
+        let builder = |name: &str| thread().name(name.to_owned());
         if let Some(check) = check {
             let attended = Arc::clone(attended);
             let run = move || answer_checks(&attended, helper, check, priority);

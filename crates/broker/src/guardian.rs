@@ -18,6 +18,7 @@ use kernel::{MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacke
 use crate::attendant::{Attended, read_events};
 use crate::member::Member;
 use crate::recovery::{Grounds, recover};
+use crate::room::thread;
 
 const WORDS: usize = 5;
 const ADD: u64 = 1;
@@ -136,11 +137,6 @@ pub fn run(link: OwnedFd) -> usize {
     // One after the other where no more threads are to be had.
     left.iter().for_each(|ward| look_after(ward));
     left.len() + threads.into_iter().filter_map(|thread| thread.join().ok()).count()
-}
-
-/// All members' threads start at once, perhaps under a limit of address space.
-fn thread() -> std::thread::Builder {
-    std::thread::Builder::new().stack_size(256 << 10)
 }
 
 fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<OwnedFd>) -> Option<Ward> {

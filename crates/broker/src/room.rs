@@ -1,6 +1,8 @@
 //! Whether there is address space left. An allocation that fails ends this process and leaves its members to the
 //! guardian, so nobody is taken in whom there may be no room for.
 
+use std::thread::Builder;
+
 use kernel::Bytes;
 use kernel::address_space::left;
 
@@ -10,8 +12,15 @@ use crate::error::BrokerError;
 const BROKER: u64 = 24 << 20;
 /// What a member takes: two threads' stacks, its control area, programs and buffers.
 const MEMBER: u64 = 2 << 20;
+/// Stack of such a thread.
+const STACK: usize = 256 << 10;
 /// What is kept for whatever those who are members already hand over later: a thousandth of it, and tables that grow.
 const RESERVE: u64 = 32 << 20;
+
+/// A thread with a small stack: there are some for each member, and hundreds of members may come at once.
+pub(crate) fn thread() -> Builder {
+    Builder::new().stack_size(STACK)
+}
 
 /// That a broker can be started and take members in.
 ///

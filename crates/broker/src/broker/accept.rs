@@ -10,12 +10,10 @@ use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
 use crate::order::Queue;
 use crate::reception::{is_greeting, receive_caller};
-use crate::room::is_enough_for;
+use crate::room::{is_enough_for, thread};
 
 /// For how long a process may be without memory before it is seen to have ended.
 const ENDING: Duration = Duration::from_secs(1);
-/// Stack of a thread that receives somebody: hundreds may come at once.
-const STACK: usize = 256 << 10;
 /// Refused helpers that are remembered, with their reasons.
 const REFUSED_MAX: usize = 256;
 
@@ -59,8 +57,7 @@ impl Broker {
                 let _ = introducer.send((said, introduced));
                 let _ = rustix::io::write(&*desk.wake, &1_u64.to_ne_bytes());
             };
-            let thread = std::thread::Builder::new().name("pf-visitor".to_owned()).stack_size(STACK);
-            let _ = thread.spawn(run);
+            let _ = thread().name("pf-visitor".to_owned()).spawn(run);
         }
         while let Ok((said, introduced)) = self.introduced.try_recv() {
             match introduced {
