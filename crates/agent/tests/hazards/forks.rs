@@ -10,6 +10,7 @@ use crate::victim::{Random, Region, Victim, end_with, merge_densely, merge_pair,
 pub(crate) const VICTIMS: &[Victim] = &[
     ("forks", || forks(Kind::Libc, 50, 5)),
     ("raw_forks", || forks(Kind::Raw, 50, 5)),
+    ("few_forks", || forks(Kind::Libc, 5, 5)),
     ("few_raw_forks", || forks(Kind::Raw, 5, 5)),
     ("raw_forks_for_long", || forks(Kind::Raw, 5, 10)),
     ("vforks", vforks),

@@ -9,11 +9,8 @@ use crate::raw_fork::raw_fork;
 use crate::stand::{Running, Stand, plain_command};
 use crate::victim::{Region, Victim, end_with, reap, tell, two_contents};
 
-pub(crate) const VICTIMS: &[Victim] = &[
-    ("children_fork", children_fork),
-    ("forks_for_long", forks_for_long),
-    ("broker_without_descriptors", broker_without_descriptors),
-];
+pub(crate) const VICTIMS: &[Victim] =
+    &[("children_fork", children_fork), ("broker_without_descriptors", broker_without_descriptors)];
 
 const PAGES: usize = 64;
 const FIRST: u64 = 3000;
@@ -108,28 +105,10 @@ fn d4_raw_forks_and_a_reader_that_is_stopped() {
     stand.assert_merged(50);
 }
 
-/// Forks as long as its broker has no descriptors, and longer.
-fn forks_for_long() {
-    let (one, two) = two_contents(PAGES, FIRST);
-    let until = Instant::now() + Duration::from_secs(4);
-    let mut rounds = 0_u64;
-    while Instant::now() < until {
-        let first = FIRST + PAGES as u64 * (rounds % 2);
-        one.fill_from(first);
-        std::thread::sleep(Duration::from_micros(rounds * 37 % 4000));
-        reap(crate::victim::fork(|| {
-            one.check_from(first);
-            two.check_from(FIRST);
-        }));
-        rounds += 1;
-    }
-    tell(&format!("{rounds} forks"));
-}
-
 /// A process that has a broker in it and, for two seconds, not one descriptor.
 fn broker_without_descriptors() {
     let stand = Stand::watching();
-    let mut running = stand.start("forks_for_long");
+    let mut running = stand.start("few_forks");
     running.expect_dense();
     let before = set_soft_limit(libc::RLIMIT_NOFILE, 3);
     std::thread::sleep(Duration::from_secs(2));
