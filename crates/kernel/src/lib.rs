@@ -4,7 +4,7 @@
 //! * What is done to it: [`uffd`] (freeze, track writes, give pages back), [`memfd`], [`ksm_sysfs`].
 //! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
 //! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
-//! * What goes on: [`status`], [`task`], [`sched`], [`address_space`].
+//! * What goes on: [`status`], [`membership`], [`task`], [`sched`], [`address_space`].
 //! * What works here: [`probe`].
 //!
 //! A process that has ended, a mapping that has changed, a race that is lost are outcomes, i.e. values of an enum;
@@ -40,6 +40,7 @@ pub mod ksm_sysfs;
 pub mod launch;
 pub mod lru;
 pub mod maps;
+pub mod membership;
 pub mod memfd;
 pub mod memory_file;
 pub mod owned_memory;

@@ -3,6 +3,7 @@
 //! - [`Secret`] and [`Fingerprint`]: 128 bits that select a page's content, keyed for each partition.
 //! - [`PageClass`]: zero pages and pages that repeat one word need no fingerprint.
 //! - [`CandidateIndex`]: eight to ten bytes for a page seen once, until a second page with its content turns up.
+//! - [`census`]: which pages of a snapshot are equal, in nine bytes a page.
 //! - [`Ages`]: one byte a page that says how long it has been unwritten and whether it is worth a look.
 //! - [`plan`]: batches and runs out of matches, under a budget of mappings.
 //! - [`profit`]: what merging saves after its own bookkeeping, the kernel's formula and ours.
@@ -28,6 +29,7 @@
 
 mod address;
 mod ages;
+pub mod census;
 mod class;
 mod fingerprint;
 mod histogram;
