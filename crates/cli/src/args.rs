@@ -22,9 +22,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Show which kernel features are there, and which grant would give the missing ones.
     Doctor(DoctorArgs),
-    /// Tell what merging would save, before anything is changed (not built yet).
-    #[command(disable_help_flag = true)]
-    Eval(Later),
+    /// Tell what merging would save, where and why, before anything is changed.
+    Eval(EvalArgs),
     /// Merge ranges of a running process (not built yet).
     #[command(disable_help_flag = true)]
     Merge(Later),
@@ -114,6 +113,88 @@ pub(crate) enum DemoPart {
     Store,
     /// Eight Python workers under kernel KSM, with one layout and without.
     Ksm,
+}
+
+/// `pagefold eval`.
+#[derive(Args, Debug)]
+pub(crate) struct EvalArgs {
+    /// A process, with all that it has started.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Vec<i32>,
+    /// Only the processes named by --pid, not what they have started.
+    #[arg(long)]
+    pub(crate) no_children: bool,
+    /// All processes of a cgroup and of those below it: its directory, or its path below /sys/fs/cgroup.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Vec<PathBuf>,
+    /// All processes of this name, as /proc/PID/comm shows it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) comm: Vec<String>,
+    /// All processes.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only pages of this range of addresses, in hexadecimal as /proc/PID/maps shows them.
+    #[arg(long, value_name = "START-END", value_parser = range)]
+    pub(crate) range: Vec<kernel::Range>,
+    /// By what processes are taken together in the answer.
+    #[arg(long, value_enum, default_value_t = GroupByArg::Command)]
+    pub(crate) group_by: GroupByArg,
+    /// Look again after so many seconds, and tell what lasts from what does not.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) watch: Option<f64>,
+    /// Estimate from a share of everything, above 0 and at most 1; the answer says by which method.
+    #[arg(long, value_name = "F", value_parser = fraction, conflicts_with_all = ["sample_hash", "sample_pages"])]
+    pub(crate) sample: Option<f64>,
+    /// Read all pages and keep a share F of all contents, each with all its pages: a smaller index.
+    #[arg(long, value_name = "F", value_parser = fraction, conflicts_with = "sample_pages")]
+    pub(crate) sample_hash: Option<f64>,
+    /// Read a share F of all pages, and estimate the duplicates that were not seen: less reading.
+    #[arg(long, value_name = "F", value_parser = fraction)]
+    pub(crate) sample_pages: Option<f64>,
+    /// Read no more than so many MiB a second.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub(crate) limit_rate: Option<u64>,
+    /// Threads that read; as many as there are CPUs, if not said.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Print one JSON document to stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress on stderr.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+/// By what processes are taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupByArg {
+    /// Command name.
+    Command,
+    /// Cgroup.
+    Cgroup,
+    /// Effective user.
+    User,
+}
+
+/// A range of pages.
+fn range(text: &str) -> Result<kernel::Range, String> {
+    let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).map(kernel::Vaddr);
+    let parts = text.split_once('-').and_then(|(start, end)| number(start).ok().zip(number(end).ok()));
+    let (start, end) = parts.ok_or("must be START-END, two hexadecimal numbers")?;
+    let range = kernel::Range::new(start, end).map_err(|error| error.to_string())?;
+    if range.is_empty() { Err("holds no page".to_owned()) } else { Ok(range) }
+}
+
+/// A share.
+fn fraction(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { Err("must be above 0 and at most 1".to_owned()) }
+}
+
+/// A time.
+fn seconds(text: &str) -> Result<f64, String> {
+    let time: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.0..=1e9).contains(&time) { Ok(time) } else { Err("must be a number of seconds, 0 or more".to_owned()) }
 }
 
 /// `pagefold doctor`.

@@ -15,6 +15,8 @@ mod demo_ksm;
 mod demo_store;
 mod demo_worker;
 mod doctor;
+mod eval;
+mod eval_table;
 mod ksm_report;
 mod ksm_run;
 mod later;
@@ -75,6 +77,7 @@ fn dispatch(command: args::Command) -> anyhow::Result<ExitCode> {
         args::Command::Demo(args) => demo::demo(&args),
         args::Command::Run(args) => run::run(args),
         args::Command::Doctor(args) => doctor::doctor(&args),
+        args::Command::Eval(args) => eval::eval(&args),
         other => Ok(later::say(other.name())),
     }
 }

@@ -1,5 +1,48 @@
 //! What merging would save, where and why, before anything is changed.
 //!
 //! This room reads and never changes: no process is stopped, attached to or written to, no setting is touched, and
-//! pages that are swapped out stay there.
+//! pages that are swapped out stay there. How pages are read so that reading changes nothing is in `read.rs`.
+//!
+//! Data flows one way: [`Selection`] finds address spaces, a walk of their pagemaps finds pages, readers on all cores
+//! turn pages into contents ([`page::census`]), equal contents become groups, groups become figures, figures the
+//! [`Report`].
+//!
+//! ```
+//! use eval::{GroupBy, Options, Pace, Selection, evaluate};
+//! use kernel::Pid;
+//! use pagefold_eval as eval;
+//!
+//! let options = Options {
+//!     selection: Selection { pids: vec![Pid::this()], ..Selection::default() },
+//!     ranges: Vec::new(),
+//!     group_by: GroupBy::Command,
+//!     pace: Pace { threads: 1, limit: None },
+//!     watch: None,
+//!     sample: None,
+//!     top: 10,
+//! };
+//! let report = evaluate(&options, &|_stage| {})?;
+//! let counters = report.totals.counters;
+//! assert_eq!(counters.pages_scanned, counters.zero_pages + counters.distinct_pages + counters.duplicate_pages);
+//! # Ok::<(), eval::EvalError>(())
+//! ```
 #![forbid(unsafe_code)]
+
+mod answer;
+mod error;
+mod numbers;
+mod read;
+pub mod report;
+mod runs;
+mod snapshot;
+mod tally;
+mod targets;
+mod vma;
+mod walk;
+
+pub use error::EvalError;
+pub use read::Pace;
+pub use report::Report;
+pub use snapshot::{Options, SampleBy, Snapshot, Stage, Tell, evaluate};
+pub use targets::{GroupBy, Process, Selection, Skipped, Targets};
+pub use vma::{VmaKind, ksm_refuses, store_refuses};

@@ -1,0 +1,342 @@
+//! Reading pages and keeping what they hold, on all cores.
+//!
+//! **Reading must not change anything.** process_vm_readv is the fast way, but it pins what it reads, and pinning a page
+//! that a fork or KSM has left shared gives the process a copy of its own first (FAULT_FLAG_UNSHARE, mm/gup.c): reading
+//! eight forked workers that way would un-share all they have in common. So right before a job is read its pagemap
+//! words are, and pages with several users go through /proc/PID/mem, which takes references and no pins. So do pages in
+//! ranges with a userfaultfd, where process_vm_readv could wait for ever, and pages of mappings with KSM pages. Pages
+//! that are not there any more are not read: that would map the zero page, or swap in. What is left is a fork in the
+//! microseconds between the words and the read.
+//!
+//! Reading marks pages as used (mark_page_accessed), as any access does.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use kernel::{BatchReader, Bytes, MemoryFile, Pagemap, PagemapEntry, Pid, Range, RemoteError, Vaddr, page_size};
+use ksm::ProcessId;
+use page::Secret;
+use page::census::{Content, Findings};
+
+use crate::targets::Process;
+use crate::walk::{Span, Walk};
+
+/// Pages of one job: 4 MiB of small pages, a millisecond of work.
+const JOB_PAGES: u32 = 1024;
+/// Read at once, so that what is hashed is still in the cache.
+const AT_ONCE: Bytes = Bytes::from_kib(256);
+/// Pages without interest whose words are read along rather than with a call of their own.
+const GAP: u64 = 256;
+
+/// How to read.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Threads.
+    pub threads: usize,
+    /// Bytes a second, at most.
+    pub limit: Option<u64>,
+}
+
+/// Is told how much has been done: bytes of all, at any thread.
+pub(crate) type Progress<'a> = &'a (dyn Fn(Bytes, Bytes) + Sync);
+
+/// What a pass over all pages saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// Pages read.
+    pub(crate) pages: u64,
+    /// Pages that were there at the walk and could not be read: gone since, or held back.
+    pub(crate) lost: u64,
+    /// CPU time of the readers.
+    pub(crate) cpu: Duration,
+    /// Pages read at a second look.
+    pub(crate) read_again: u64,
+}
+
+/// Pages of one process whose numbers follow each other.
+struct Job {
+    process: u32,
+    spans: Vec<Span>,
+}
+
+impl Job {
+    fn first(&self) -> usize {
+        self.spans[0].first as usize
+    }
+
+    fn pages(&self) -> usize {
+        self.spans.iter().map(|span| span.pages as usize).sum()
+    }
+}
+
+/// Which pages are wanted: all, or a sample of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted {
+    All,
+    /// Those whose number's hash is below this share of all hashes.
+    Share(f64),
+}
+
+impl Wanted {
+    pub(crate) fn includes(self, page: u32) -> bool {
+        match self {
+            Self::All => true,
+            // Fibonacci hashing: neighbours are thrown far apart, and the same pages are chosen at a second look.
+            Self::Share(share) => {
+                let mut hash = (u64::from(page) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                hash = (hash ^ (hash >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+                hash ^= hash >> 32;
+                ((hash >> 11) as f64) < share * (1_u64 << 53) as f64
+            }
+        }
+    }
+}
+
+/// Reads the pages of a walk and shows what each job found to `keep`, one at a time.
+pub(crate) fn read_all(
+    walk: &Walk,
+    processes: &[Process],
+    secret: &Secret,
+    wanted: Wanted,
+    pace: Pace,
+    progress: Progress<'_>,
+    keep: impl FnMut(&Findings) + Send,
+) -> Seen {
+    let jobs = cut(walk);
+    let next = AtomicUsize::new(0);
+    let (pages, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+    let keep = Mutex::new(keep);
+    let limiter = Limiter::new(pace.limit);
+    let gone: Vec<AtomicBool> = processes.iter().map(|_| AtomicBool::new(false)).collect();
+    let total = Bytes(walk.pages * page_size());
+    let done = AtomicU64::new(0);
+    let cpu = Mutex::new(Duration::ZERO);
+    std::thread::scope(|scope| {
+        for _ in 0..pace.threads.clamp(1, jobs.len().max(1)) {
+            scope.spawn(|| {
+                let mut reader = Reader::new(secret, wanted);
+                while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let process = &processes[job.process as usize];
+                    let mut findings = Findings::new(job.first(), job.pages());
+                    if !gone[job.process as usize].load(Ordering::Relaxed) {
+                        let read = reader.read(job, process, &mut findings);
+                        if read.gone {
+                            gone[job.process as usize].store(true, Ordering::Relaxed);
+                        }
+                        pages.fetch_add(read.pages, Ordering::Relaxed);
+                        lost.fetch_add(read.wanted.saturating_sub(read.pages), Ordering::Relaxed);
+                        limiter.spend(read.pages * page_size());
+                    } else {
+                        lost.fetch_add(job.pages() as u64, Ordering::Relaxed);
+                    }
+                    // A reader that panicked has left nothing half done.
+                    (keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner))(&findings);
+                    let bytes = job.pages() as u64 * page_size();
+                    progress(Bytes(done.fetch_add(bytes, Ordering::Relaxed) + bytes), total);
+                }
+                let used = kernel::sched::usage(kernel::sched::Whose::Thread).cpu();
+                *cpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner) += used;
+            });
+        }
+    });
+    let cpu = *cpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Seen { pages: pages.into_inner(), lost: lost.into_inner(), cpu, read_again: 0 }
+}
+
+/// Cuts spans into jobs.
+fn cut(walk: &Walk) -> Vec<Job> {
+    let mut jobs: Vec<Job> = Vec::new();
+    let mut room = 0;
+    for span in &walk.spans {
+        let process = walk.mappings[span.mapping as usize].process;
+        let mut rest = *span;
+        while rest.pages > 0 {
+            if room == 0 || jobs.last().is_none_or(|job| job.process != process) {
+                jobs.push(Job { process, spans: Vec::new() });
+                room = JOB_PAGES;
+            }
+            let pages = rest.pages.min(room);
+            let job = jobs.last_mut().expect("there is one now");
+            job.spans.push(Span { pages, ..rest });
+            room -= pages;
+            rest = Span {
+                first: rest.first + pages,
+                pages: rest.pages - pages,
+                start: rest.start.offset(u64::from(pages)),
+                ..rest
+            };
+        }
+    }
+    jobs
+}
+
+/// What a job came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    wanted: u64,
+    pages: u64,
+    gone: bool,
+}
+
+/// One thread's buffers.
+struct Reader<'a> {
+    secret: &'a Secret,
+    wanted: Wanted,
+    batch: BatchReader,
+    buffer: Vec<u8>,
+    words: Vec<PagemapEntry>,
+    fast: Vec<Range>,
+    gently: Vec<Range>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(secret: &'a Secret, wanted: Wanted) -> Self {
+        Self {
+            secret,
+            wanted,
+            batch: BatchReader::with_capacity(AT_ONCE),
+            buffer: vec![0; AT_ONCE.get() as usize],
+            words: Vec::new(),
+            fast: Vec::new(),
+            gently: Vec::new(),
+        }
+    }
+
+    fn read(&mut self, job: &Job, process: &Process, findings: &mut Findings) -> Read {
+        let pid = Pid(process.pid);
+        let wanted = self.sort(job, pid);
+        let mut read = Read { wanted, ..Read::default() };
+        let mut put = |range: Range, bytes: &[u8]| {
+            let first = range.start().page_index();
+            let pages = bytes.chunks_exact(page_size() as usize);
+            for (at, page) in (first..).zip(pages) {
+                findings.put(number_of(job, at), Content::of(page, self.secret));
+                read.pages += 1;
+            }
+        };
+        match self.batch.read(pid, &self.fast, &mut put) {
+            Ok(totals) => read.gone = totals.gone,
+            // Rights that were lost since, as by an exec of a setuid program: it is as good as gone.
+            Err(RemoteError::Denied { .. }) => read.gone = true,
+            Err(_) => {}
+        }
+        if !self.gently.is_empty() && !read.gone {
+            read.gone = read_gently(pid, &self.gently, &mut self.buffer, &mut put);
+        }
+        // The number may have been given to another process in the meantime.
+        let same = ProcessId::of(process.pid).is_some_and(|now| now.start_time == process.start_time);
+        if !same {
+            findings.clear();
+            read = Read { wanted, pages: 0, gone: true };
+        }
+        read
+    }
+
+    /// Looks which pages are still there and how each is to be read. How many are wanted.
+    fn sort(&mut self, job: &Job, pid: Pid) -> u64 {
+        self.fast.clear();
+        self.gently.clear();
+        let mut wanted = 0;
+        let Ok(pagemap) = Pagemap::open(pid) else { return job.pages() as u64 };
+        let mut at = 0;
+        while at < job.spans.len() {
+            // Spans that lie near each other.
+            let mut end = at + 1;
+            while end < job.spans.len() && job.spans[end].start.0 - job.spans[end - 1].range().end.0 <= GAP {
+                end += 1;
+            }
+            let near = &job.spans[at..end];
+            let first = near[0].start;
+            let length = near[near.len() - 1].range().end.0 - first.0;
+            self.words.clear();
+            self.words.resize(usize::try_from(length).expect("a job's pages and gaps"), PagemapEntry(0));
+            let address = Vaddr(first.address(page_size()));
+            let known = pagemap.entries(address, &mut self.words).unwrap_or(0);
+            for span in near {
+                for (number, page) in (span.first..).zip(span.range().iter()) {
+                    if !self.wanted.includes(number) {
+                        continue;
+                    }
+                    wanted += 1;
+                    let word = self.words[..known].get((page.0 - first.0) as usize).copied();
+                    let Some(word) = word.filter(|word| word.present() && !word.file_or_shared()) else { continue };
+                    let list = if span.gently || !word.exclusive() { &mut self.gently } else { &mut self.fast };
+                    add(list, Vaddr(page.address(page_size())));
+                }
+            }
+            at = end;
+        }
+        wanted
+    }
+}
+
+/// The number of a page of a job.
+fn number_of(job: &Job, page: u64) -> usize {
+    let at = job.spans.partition_point(|span| span.start.0 <= page) - 1;
+    let span = &job.spans[at];
+    span.first as usize + (page - span.start.0) as usize
+}
+
+/// Adds a page to the last range of a list, or begins another.
+fn add(list: &mut Vec<Range>, at: Vaddr) {
+    let end = Vaddr(at.get() + page_size());
+    if let Some(last) = list.last_mut()
+        && last.end() == at
+    {
+        *last = Range::new(last.start(), end).expect("a range that grows at its end");
+    } else {
+        list.push(Range::new(at, end).expect("one page"));
+    }
+}
+
+/// Reads through /proc/PID/mem. True if the address space is gone.
+fn read_gently(pid: Pid, ranges: &[Range], buffer: &mut [u8], put: &mut impl FnMut(Range, &[u8])) -> bool {
+    let Ok(memory) = MemoryFile::open(pid) else { return true };
+    for range in ranges {
+        for piece in range.pieces(Bytes(buffer.len() as u64)) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let room = &mut buffer[..rest.len().get() as usize];
+                let Ok(outcome) = memory.read(rest.start(), room) else { break };
+                if outcome == kernel::ReadOutcome::Gone {
+                    return true;
+                }
+                let read = outcome.bytes().pages().bytes();
+                let end = rest.start() + read;
+                if let Ok(got) = Range::new(rest.start(), end) {
+                    put(got, &buffer[..read.get() as usize]);
+                }
+                // Behind the page that could not be read.
+                let behind = if read == rest.len() { rest.end() } else { end + Bytes(page_size()) };
+                match Range::new(behind, piece.end()) {
+                    Ok(next) => rest = next,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Holds readers to a rate, all of them together.
+struct Limiter {
+    limit: Option<u64>,
+    begun: Instant,
+    spent: AtomicU64,
+}
+
+impl Limiter {
+    fn new(limit: Option<u64>) -> Self {
+        Self { limit, begun: Instant::now(), spent: AtomicU64::new(0) }
+    }
+
+    fn spend(&self, bytes: u64) {
+        let Some(limit) = self.limit else { return };
+        let spent = self.spent.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let due = Duration::from_secs_f64(spent as f64 / limit.max(1) as f64);
+        if let Some(early) = due.checked_sub(self.begun.elapsed()) {
+            std::thread::sleep(early);
+        }
+    }
+}

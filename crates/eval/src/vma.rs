@@ -1,0 +1,121 @@
+//! What a mapping is for, and who would merge its pages.
+
+use kernel::{Range, VmaUse};
+use serde::Serialize;
+
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmaKind {
+    /// What brk gave.
+    Heap,
+    /// The main thread's stack.
+    Stack,
+    /// Behind a guard, as threads' stacks lie.
+    ThreadStack,
+    /// Anonymous, with a name that the program gave it (PR_SET_VMA_ANON_NAME).
+    NamedAnonymous,
+    /// Anonymous and executable: code made at run time.
+    Jit,
+    /// Anonymous otherwise: mmap, large allocations, guest RAM.
+    Anonymous,
+    /// Copied pages of a mapped file's code.
+    FileText,
+    /// Copied pages of a mapped file's data.
+    FileData,
+    /// Copied pages of a mapped file that can only be read now, as after relocation.
+    FileRodata,
+    /// A page store's segment: shared through pagefold already; its copied pages have diverged.
+    Store,
+}
+
+impl VmaKind {
+    /// The word that reports use.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Heap => "heap",
+            Self::Stack => "stack",
+            Self::ThreadStack => "thread stack",
+            Self::NamedAnonymous => "named anonymous",
+            Self::Jit => "JIT",
+            Self::Anonymous => "anonymous",
+            Self::FileText => "file text",
+            Self::FileData => "file data",
+            Self::FileRodata => "file read-only data",
+            Self::Store => "page store",
+        }
+    }
+
+    /// What `vma` is for, with the mapping in front of it.
+    pub(crate) fn of(vma: &VmaUse, before: Option<&VmaUse>) -> Self {
+        let map = &vma.vma;
+        let name = map.name.as_encoded_bytes();
+        if map.inode != 0 {
+            return match () {
+                () if is_store(vma) => Self::Store,
+                () if map.exec => Self::FileText,
+                () if map.write => Self::FileData,
+                () => Self::FileRodata,
+            };
+        }
+        match name {
+            b"[heap]" => Self::Heap,
+            b"[stack]" => Self::Stack,
+            _ if map.exec => Self::Jit,
+            _ if name.starts_with(b"[anon:") => Self::NamedAnonymous,
+            _ if before.is_some_and(|before| is_guard(before, map.range)) => Self::ThreadStack,
+            _ => Self::Anonymous,
+        }
+    }
+}
+
+/// A page or a few without access, right in front of a mapping: pthread_create puts it before a stack.
+fn is_guard(before: &VmaUse, range: Range) -> bool {
+    let map = &before.vma;
+    let closed = !map.read && !map.write && !map.exec;
+    closed && map.inode == 0 && map.range.end() == range.start() && map.range.pages().get() <= 16
+}
+
+/// A private mapping of a segment of a page store.
+pub(crate) fn is_store(vma: &VmaUse) -> bool {
+    !vma.vma.shared && vma.vma.inode != 0 && vma.vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold")
+}
+
+/// Why the kernel's KSM leaves a mapping alone whatever is advised (mm/ksm.c, `vma_ksm_compatible`), or `None` where it
+/// would take its anonymous pages. madvise(MADV_MERGEABLE) returns success all the same.
+#[must_use]
+pub fn ksm_refuses(vma: &VmaUse) -> Option<&'static str> {
+    let flags = &vma.flags;
+    match () {
+        () if flags.hugetlb() => Some("hugetlb"),
+        () if vma.vma.shared => Some("shared"),
+        () if flags.contains(*b"dp") => Some("droppable"),
+        () if flags.io() || flags.pfnmap() || flags.mixedmap() => Some("device"),
+        () if flags.contains(*b"de") || vma.vma.is_special() => Some("special"),
+        () => None,
+    }
+}
+
+/// Why the page store leaves a mapping alone, or `None`. The same properties as those that a batch refuses: what a
+/// private mapping of a segment in its place could not keep.
+#[must_use]
+pub fn store_refuses(vma: &VmaUse) -> Option<&'static str> {
+    let flags = &vma.flags;
+    match () {
+        () if flags.hugetlb() => Some("hugetlb"),
+        () if vma.vma.shared => Some("shared"),
+        () if vma.vma.is_special() || flags.io() || flags.pfnmap() || flags.mixedmap() => Some("device"),
+        () if vma.vma.inode != 0 && !is_store(vma) => Some("file"),
+        () if flags.growsdown() => Some("stack"),
+        () if !vma.vma.read || !vma.vma.write => Some("protection"),
+        () if flags.locked() => Some("locked"),
+        () if flags.wipeonfork() => Some("wipe_on_fork"),
+        () if flags.sealed() => Some("sealed"),
+        () if flags.shadow_stack() => Some("shadow_stack"),
+        () if flags.tagged() => Some("tagged"),
+        () if flags.contains(*b"dp") => Some("droppable"),
+        () if vma.protection_key != 0 => Some("protection_key"),
+        () => None,
+    }
+}
