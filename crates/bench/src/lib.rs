@@ -3,14 +3,17 @@
 //! * [`report`] is the document that every scenario prints;
 //! * [`guest`] starts guests with kernels of their own, for scenarios and for tests;
 //! * [`inside`] is what tests run on other kernels, in such guests;
+//! * [`mod@eval`] and [`predict`] are those of evaluating;
 //! * [`vm`] is the scenario of guests that hold the same files;
 //! * [`merge`], [`cow`] and [`stall`] are those of merging itself, on [`workers`], by both [`sides`].
 #![forbid(unsafe_code)]
 
 pub mod cow;
+pub mod eval;
 pub mod guest;
 pub mod inside;
 pub mod merge;
+pub mod predict;
 pub mod programs;
 pub mod report;
 pub mod sides;

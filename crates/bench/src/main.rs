@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bench::cow::CowCommand;
+use bench::eval::EvalCommand;
 use bench::guest::GuestCommand;
 use bench::inside::InsideCommand;
 use bench::merge::MergeCommand;
+use bench::predict::PredictCommand;
 use bench::sides::{GuardianCommand, KsmGuardianCommand};
 use bench::soak::SoakArgs;
 use bench::stall::StallCommand;
@@ -34,6 +36,10 @@ enum Scenario {
     Merge(MergeCommand),
     /// How long a write takes that gives a merged page its own copy again.
     Cow(CowCommand),
+    /// How fast an evaluation is beside reading alone, and what it costs.
+    Eval(EvalCommand),
+    /// What an evaluation says that kernel KSM will reach, and what it reaches, on real programs.
+    Predict(PredictCommand),
     /// How long a reader and a writer wait while their pages are merged.
     Stall(StallCommand),
     /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
@@ -57,6 +63,8 @@ impl Scenario {
             Self::Vm(command) => command.run(),
             Self::Merge(command) => command.run(),
             Self::Cow(command) => command.run(),
+            Self::Eval(command) => command.run(),
+            Self::Predict(command) => command.run(),
             Self::Stall(command) => command.run(),
             Self::Soak(args) => args.command(),
             Self::Inside(command) => command.run(),

@@ -108,10 +108,24 @@ impl Scanner {
     /// # Errors
     /// Those of KSM's files and of the lease.
     pub fn run_until(&self, pages: u64, at_most: Duration) -> Result<Reached> {
+        self.run_as_until(flat_out(), pages, at_most)
+    }
+
+    /// The same until nothing new comes, with one copy of each content however many map it, zero pages merged like
+    /// others: `pages_sharing` then is all that there is to share.
+    ///
+    /// # Errors
+    /// Those of KSM's files and of the lease.
+    pub fn run_until_settled(&self, at_most: Duration) -> Result<Reached> {
+        let wanted = Wanted { use_zero_pages: Some(false), max_page_sharing: Some(10_000_000), ..flat_out() };
+        self.run_as_until(wanted, u64::MAX, at_most)
+    }
+
+    fn run_as_until(&self, wanted: Wanted, pages: u64, at_most: Duration) -> Result<Reached> {
         let before = self.counters()?;
         let cpu = self.cpu();
         let begun = Instant::now();
-        self.run()?;
+        self.lease.update(wanted)?;
         let mut best = Reached::default();
         let mut best_pass = before.full_scans;
         loop {
