@@ -1,5 +1,6 @@
 //! D7, V3: mremap and realloc of large merged ranges, which consist of hundreds of mappings.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -399,15 +400,21 @@ fn remaps_densely() {
     }
     // What is mapped during a move must not land in the place that was chosen for it.
     let over = AtomicBool::new(false);
+    // Held while a part is away. What it leaves is free, as it is without us: the kernel may put the other thread's
+    // memory there, which the way back, to a fixed address, would replace.
+    let away = Mutex::new(());
     let times = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(SeqCst) {
+                let held = away.lock();
                 let other = Region::map(300);
                 other.fill(0, 3);
                 other.fill(299, 4);
                 std::thread::sleep(Duration::from_micros(200));
                 assert!(other.holds(0, 3) && other.holds(299, 4));
                 other.unmap();
+                drop(held);
+                std::thread::yield_now();
             }
         });
         let _over = Over(&over);
@@ -424,11 +431,12 @@ fn remaps_densely() {
                 }),
                 1 => {
                     // Away and back, one part after the other.
+                    let _away = away.lock();
                     let part = region.part(100, all / 2);
                     let place = Region::map(part.pages);
-                    let away = remap(part, part.pages, may_move | libc::MREMAP_FIXED, place.start).expect("away");
-                    away.check_from(FIRST + 100);
-                    remap(away, part.pages, may_move | libc::MREMAP_FIXED, part.start).expect("back");
+                    let moved = remap(part, part.pages, may_move | libc::MREMAP_FIXED, place.start).expect("away");
+                    moved.check_from(FIRST + 100);
+                    remap(moved, part.pages, may_move | libc::MREMAP_FIXED, part.start).expect("back");
                     Ok(region)
                 }
                 _ => remap(region, new, may_move, 0),
