@@ -22,6 +22,7 @@ use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, run_plan};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
+use crate::reserved::Places;
 use crate::segments::Segments;
 use crate::space::Space;
 use crate::state::STATE;
@@ -87,6 +88,7 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: a free place of the kernel's choice. What is not needed of it is address space and nothing else.
     let diverged_scratch = unsafe { sys::mmap(0, 2 * size, PROT_NONE, flags, -1, 0) }.ok()?.next_multiple_of(size);
+    let places = Places::reserve(maps)?;
     let (control, control_fd) = make_control()?;
     let link = connect()?;
     let member = SETUP.member.load(SeqCst);
@@ -134,7 +136,8 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         maps,
         scratch,
         diverged_scratch,
-        segments: Segments::new(),
+        segments: Segments::new(places.windows),
+        copies: places.copies,
         counts,
         raise: false,
         check_mode: 0,

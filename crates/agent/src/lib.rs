@@ -38,6 +38,7 @@ mod own;
 mod patch;
 mod place;
 mod references;
+mod reserved;
 mod scratch;
 mod segments;
 mod space;

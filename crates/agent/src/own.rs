@@ -9,7 +9,7 @@ use abi::mark::Mark;
 
 use crate::state::STATE;
 
-/// Allocations that can be written down: three for each helper, one for each array of marks, and a few.
+/// Allocations that can be written down: four for each helper, one for each array of marks, and a few.
 const PIECES_MAX: usize = 512;
 
 struct Piece {

@@ -6,12 +6,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::place::Place;
 
 use crate::link;
-use crate::sys::{self, MAP_PRIVATE, PAGE, PROT_READ, nr, sys};
+use crate::reserved::{Reserved, WINDOW, WINDOWS};
+use crate::sys::{PAGE, nr, sys};
 
 /// Segments that a helper can know at one time.
 pub(crate) const KNOWN_MAX: usize = 4096;
-/// Segments that are mapped for comparing at one time.
-const VIEWS: usize = 4;
 
 /// One segment. Static, since the helper's stack is small; zero means nothing, so that it costs no memory unused.
 struct Segment {
@@ -45,30 +44,37 @@ unsafe impl Sync for Lone {}
 
 static LONE: Lone = Lone(UnsafeCell::new([0; PAGE as usize]));
 
-#[derive(Clone, Copy)]
-struct View {
+/// [`WINDOW`] pages of a segment, or what there is of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Window {
     segment: u32,
-    address: u64,
-    len: u64,
+    /// The first of them, a multiple of their number.
+    first: u32,
+}
+
+/// A place where a window can be mapped.
+struct View {
+    shows: Option<Window>,
+    place: Reserved,
 }
 
 /// The table of segments.
 pub(crate) struct Segments {
     /// Segments from this one on were never given.
     used: usize,
-    views: [View; VIEWS],
+    views: [View; WINDOWS],
     next_view: usize,
-    /// The segment that a page was last asked for and that was not mapped.
-    missed: Option<u32>,
+    /// The window that a page was last asked for and that was not mapped.
+    missed: Option<Window>,
 }
 
 impl Segments {
     /// An empty table. A helper in a forked child finds the parent's entries and forgets them.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(windows: [Reserved; WINDOWS]) -> Self {
         for segment in KNOWN.iter().filter(|segment| segment.descriptor().is_some()) {
             segment.set(0, 0, 0);
         }
-        Self { used: 0, views: [View { segment: 0, address: 0, len: 0 }; VIEWS], next_view: 0, missed: None }
+        Self { used: 0, views: windows.map(|place| View { shows: None, place }), next_view: 0, missed: None }
     }
 
     /// Takes a segment's descriptor.
@@ -92,9 +98,8 @@ impl Segments {
         let Some(fd) = segment.descriptor() else { return };
         link::close(fd);
         segment.set(0, 0, 0);
-        for view in self.views.iter_mut().filter(|view| view.len != 0 && view.segment == index) {
-            unmap(view);
-        }
+        let shows = |view: &&mut View| view.shows.is_some_and(|window| window.segment == index);
+        self.views.iter_mut().filter(shows).for_each(View::close);
     }
 
     /// The segment with this inode.
@@ -112,42 +117,51 @@ impl Segments {
         segment.descriptor().filter(|_| end <= u64::from(segment.pages.load(SeqCst)))
     }
 
-    /// Where a page of a segment can be read, until the next page is asked for. The first page of a segment is read,
-    /// with the second it is mapped: a run's pages are compared in a row, scattered ones each in another segment.
+    /// Where a page of a segment can be read, until the next page is asked for. The first page of a window is read, with
+    /// the second it is mapped: a run's pages are compared in a row, scattered ones each in another segment.
     pub(crate) fn view(&mut self, place: Place) -> Option<u64> {
         let fd = self.descriptor(place, 1)?;
-        let offset = u64::from(place.page) * PAGE;
-        if let Some(view) = self.views.iter().find(|view| view.len != 0 && view.segment == place.segment) {
-            return Some(view.address + offset);
+        let inside = place.page % WINDOW;
+        let window = Window { segment: place.segment, first: place.page - inside };
+        let offset = u64::from(inside) * PAGE;
+        let address = match self.views.iter().find(|view| view.shows == Some(window)) {
+            Some(view) => Some(view.place.address()),
+            None if self.missed.replace(window) == Some(window) => self.open(window, fd),
+            None => None,
+        };
+        if let Some(address) = address {
+            return Some(address + offset);
         }
-        if self.missed.replace(place.segment) != Some(place.segment) {
-            let page = LONE.0.get() as u64;
-            // SAFETY: the kernel writes a page into memory that nothing refers to: who asked before is done with it.
-            let read = unsafe { sys!(nr::PREAD64, fd as u64, page, PAGE, offset) };
-            return (read == PAGE as i64).then_some(page);
-        }
-        let len = u64::from(KNOWN[place.segment as usize].pages.load(SeqCst)) * PAGE;
+        let page = LONE.0.get() as u64;
+        // SAFETY: the kernel writes a page into memory that nothing refers to: who asked before is done with it.
+        let read = unsafe { sys!(nr::PREAD64, fd as u64, page, PAGE, u64::from(place.page) * PAGE) };
+        (read == PAGE as i64).then_some(page)
+    }
+
+    /// Maps a window instead of the one that was mapped first. `None` if the kernel refuses.
+    fn open(&mut self, window: Window, fd: i32) -> Option<u64> {
+        let pages = KNOWN.get(window.segment as usize)?.pages.load(SeqCst);
+        // Whoever touched what is mapped behind the end of a file would be killed.
+        let pages = pages.checked_sub(window.first)?.min(WINDOW);
         let view = &mut self.views[self.next_view];
-        self.next_view = (self.next_view + 1) % VIEWS;
-        unmap(view);
-        // SAFETY: a free place of the kernel's choice; read-only.
-        let address = unsafe { sys::mmap(0, len, PROT_READ, MAP_PRIVATE, fd, 0) }.ok()?;
-        *view = View { segment: place.segment, address, len };
-        Some(address + offset)
+        self.next_view = (self.next_view + 1) % WINDOWS;
+        view.shows = None;
+        let address = view.place.show(fd, u64::from(window.first) * PAGE, u64::from(pages) * PAGE).ok()?;
+        view.shows = Some(window);
+        Some(address)
     }
 
     /// Unmaps what was mapped for comparing. It would count as the program's memory, in its own eyes and in the
     /// broker's, which keeps what is mapped.
     pub(crate) fn close_views(&mut self) {
-        self.views.iter_mut().for_each(unmap);
+        self.views.iter_mut().for_each(View::close);
         self.missed = None;
     }
 }
 
-fn unmap(view: &mut View) {
-    if view.len != 0 {
-        // SAFETY: mapped by `view` for comparing, used by nothing else.
-        unsafe { sys!(nr::MUNMAP, view.address, view.len) };
-        view.len = 0;
+impl View {
+    fn close(&mut self) {
+        self.shows = None;
+        self.place.empty();
     }
 }

@@ -20,12 +20,11 @@ use merge::{
 
 use crate::calls::apply;
 use crate::fork_events::FORK_PAUSE_NS;
+use crate::reserved::{self, Reserved};
 use crate::segments::Segments;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_DONTUNMAP};
-use crate::sys::{
-    MREMAP_FIXED, MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, failed, nr, sys,
-};
+use crate::sys::{MREMAP_FIXED, MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, nr, sys};
 use crate::{gate, threads};
 
 /// How long the broker may take to register memory for tracking. A broker that is stopped meanwhile has all the time in
@@ -50,6 +49,8 @@ pub(crate) struct Space {
     pub(crate) scratch: u64,
     pub(crate) diverged_scratch: u64,
     pub(crate) segments: Segments,
+    /// Where copies are made before they are put into their place.
+    pub(crate) copies: Reserved,
     /// One of [`check_mode`].
     pub(crate) check_mode: u32,
     /// Epochs that the plan was made for.
@@ -103,16 +104,14 @@ impl Space {
 
     /// The last resort: the place of a frozen page is not registered any more, because its mapping was changed past
     /// the gate. The content must not be lost: memory is put there anew.
-    fn put_anew(&self, address: u64, from: u64) -> bool {
+    fn put_anew(&mut self, address: u64, from: u64) -> bool {
         STATE.stop(stop::BROKEN);
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        // SAFETY: a free place of the kernel's choice.
-        let Ok(fresh) = (unsafe { sys::mmap(0, PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) }) else { return false };
+        let Ok(fresh) = self.copies.map(PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) else { return false };
         // SAFETY: one page each, the source frozen and the destination fresh.
         unsafe { core::ptr::copy_nonoverlapping(from as *const u8, fresh as *mut u8, PAGE as usize) };
-        // SAFETY: replaces the hole that the freeze left.
-        let result = unsafe { sys!(nr::MREMAP, fresh, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, address) };
-        !failed(result)
+        // Replaces the hole that the freeze left.
+        self.copies.move_to(address) == 0
     }
 
     pub(crate) fn mapping(&mut self, address: u64) -> Option<ProcmapQuery> {
@@ -120,10 +119,7 @@ impl Space {
     }
 
     fn query(&mut self, address: u64, query_flags: u64) -> Option<ProcmapQuery> {
-        let size = size_of::<ProcmapQuery>() as u64;
-        let mut query = ProcmapQuery { size, query_flags, query_addr: address, ..ProcmapQuery::default() };
-        let result = self.ioctl(self.maps, PROCMAP_QUERY, (&raw mut query) as u64);
-        (result == 0 && address < query.vma_end).then_some(query)
+        query(self.maps, address, query_flags)
     }
 
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
@@ -361,7 +357,7 @@ impl AddressSpace for Space {
                 if result as u64 == target {
                     Frozen { moved: pages.count, failure: None }
                 } else {
-                    self.reserve_again(target, bytes(pages));
+                    self.diverged_scratch_lost = !reserved::again(self.maps, target, bytes(pages));
                     Frozen { moved: 0, failure: Some(failure(-result)) }
                 }
             }
@@ -486,8 +482,7 @@ impl AddressSpace for Space {
     fn map_copy(&mut self, pages: Pages, slot: Slot, keep: Keep) -> Result<(), Failure> {
         let len = bytes(pages);
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | if keep.has(Keep::NORESERVE) { MAP_NORESERVE } else { 0 };
-        // SAFETY: a free place of the kernel's choice.
-        let fresh = unsafe { sys::mmap(0, len, PROT_READ | PROT_WRITE, flags, -1, 0) }.map_err(failure)?;
+        let fresh = self.copies.map(len, PROT_READ | PROT_WRITE, flags, -1, 0).map_err(failure)?;
         // SAFETY: frozen pages, readable in the scratch area as their mapping is, into fresh memory.
         unsafe {
             core::ptr::copy_nonoverlapping(
@@ -502,14 +497,11 @@ impl AddressSpace for Space {
             unsafe { sys!(nr::MPROTECT, fresh, len, wanted) };
         }
         apply(fresh, len, keep);
-        // SAFETY: replaces the emptied mapping by memory with the same content, in one step.
-        let result = unsafe { sys!(nr::MREMAP, fresh, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, pages.start) };
-        if failed(result) {
-            // SAFETY: mapped above.
-            unsafe { sys!(nr::MUNMAP, fresh, len) };
-            return Err(failure(-result));
+        // Replaces the emptied mapping by memory with the same content, in one step.
+        match self.copies.move_to(pages.start) {
+            0 => Ok(()),
+            error => Err(failure(error)),
         }
-        Ok(())
     }
 
     fn discard_scratch(&mut self, kind: FreezeKind, slots: usize) {
@@ -520,7 +512,10 @@ impl AddressSpace for Space {
         let (start, len) = (self.slot(kind, 0), slots as u64 * PAGE);
         match kind {
             FreezeKind::Move => self.discard(start, len),
-            FreezeKind::Remap => self.reserve(start, len),
+            // Nothing but what is frozen may come there.
+            FreezeKind::Remap => {
+                reserved::reserve(start, len);
+            }
         }
     }
 
@@ -542,6 +537,16 @@ impl AddressSpace for Space {
     fn pause(&mut self) {
         sys::sleep_ns(PAUSE_NS);
     }
+}
+
+/// Asks the list of mappings `maps` (PROCMAP_QUERY). With the flag for the next one, what comes back may lie behind the
+/// address.
+pub(crate) fn query(maps: i32, address: u64, query_flags: u64) -> Option<ProcmapQuery> {
+    let size = size_of::<ProcmapQuery>() as u64;
+    let mut query = ProcmapQuery { size, query_flags, query_addr: address, ..ProcmapQuery::default() };
+    // SAFETY: the kernel reads and writes the structure.
+    let result = unsafe { sys!(nr::IOCTL, maps as u64, PROCMAP_QUERY.into(), (&raw mut query) as u64) };
+    (result == 0 && address < query.vma_end).then_some(query)
 }
 
 /// True if two pages hold the same bytes.

@@ -19,6 +19,7 @@ mod limits;
 mod mappings;
 mod outside;
 mod own;
+mod places;
 mod pressure;
 mod process;
 mod properties;
@@ -47,6 +48,7 @@ const VICTIMS: &[&[Victim]] = &[
     mappings::VICTIMS,
     outside::VICTIMS,
     own::VICTIMS,
+    places::VICTIMS,
     pressure::VICTIMS,
     process::VICTIMS,
     properties::VICTIMS,
