@@ -294,18 +294,44 @@ fn move_away(wanted: &Wanted, count: usize, merged: bool, locked: &Locked<'_>) -
             locked.disown(old.0, old.1);
             continue;
         }
-        if index >= moved {
+        if index == moved {
+            give_up(at, stop);
+        } else if index > moved {
             // SAFETY: this part of the reservation is still empty.
             unsafe { sys!(nr::MUNMAP, at, stop - at) };
         }
         locked.disown(at, stop);
     }
     if wanted.growth() > 0 {
-        // SAFETY: the end of the reservation: what is new comes last.
-        unsafe { sys!(nr::MUNMAP, target + wanted.len(), wanted.growth()) };
+        // The end of the reservation: what is new comes last, and goes with the last mapping.
+        give_up(target + wanted.len(), target + wanted.new_len);
         locked.disown(target + wanted.len(), target + wanted.new_len);
     }
     Some(-error)
+}
+
+/// Unmaps a part of the reservation that a move has failed at. The kernel may have unmapped it by then, and so has a
+/// mapping that went home: another thread's mapping may lie there, which is to stay.
+fn give_up(start: u64, end: u64) {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE;
+    // SAFETY: takes only what is free.
+    let free = unsafe { sys::mmap(start, end - start, PROT_NONE, flags, -1, 0) } == Ok(start);
+    if free || is_reserved(start, end) {
+        // SAFETY: mapped just now, or by `move_away`; nothing has moved there.
+        unsafe { sys!(nr::MUNMAP, start, end - start) };
+    }
+}
+
+/// True if nothing but a reservation is in a range. What cannot be read is not known to be one.
+fn is_reserved(start: u64, end: u64) -> bool {
+    let mut at = start;
+    let read = for_each_mapping(|line| {
+        let accessible = line.readable || line.writable || line.executable;
+        if line.start <= at && at < line.end && line.inode == 0 && !line.shared && !accessible {
+            at = line.end;
+        }
+    });
+    read && at >= end
 }
 
 /// Moves one mapping into its part of the reservation, and what is new behind the last one. Returns an error number,
