@@ -7,6 +7,7 @@
 //! - [`Ages`]: one byte a page that says how long it has been unwritten and whether it is worth a look.
 //! - [`plan`]: batches and runs out of matches, under a budget of mappings.
 //! - [`profit`]: what merging saves after its own bookkeeping, the kernel's formula and ours.
+//! - [`unseen`]: how many pages of a whole are duplicates, estimated from a part of it.
 //! - [`Histogram`]: durations in logarithmic buckets.
 //!
 //! ```
@@ -37,6 +38,7 @@ mod index;
 mod place;
 pub mod plan;
 pub mod profit;
+pub mod unseen;
 
 pub use address::{PageNumber, PageRange};
 pub use ages::{AgeCounts, AgePolicy, Ages, Kind, PageAge};
