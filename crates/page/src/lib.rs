@@ -8,6 +8,7 @@
 //! - [`plan`]: batches and runs out of matches, under a budget of mappings.
 //! - [`profit`]: what merging saves after its own bookkeeping, the kernel's formula and ours.
 //! - [`unseen`]: how many pages of a whole are duplicates, estimated from a part of it.
+//! - [`near`]: pages that are nearly equal, why, and what it would be worth to make them equal.
 //! - [`Histogram`]: durations in logarithmic buckets.
 //!
 //! ```
@@ -35,6 +36,7 @@ mod class;
 mod fingerprint;
 mod histogram;
 mod index;
+pub mod near;
 mod place;
 pub mod plan;
 pub mod profit;
