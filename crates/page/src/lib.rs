@@ -9,6 +9,7 @@
 //! - [`profit`]: what merging saves after its own bookkeeping, the kernel's formula and ours.
 //! - [`unseen`]: how many pages of a whole are duplicates, estimated from a part of it.
 //! - [`near`]: pages that are nearly equal, why, and what it would be worth to make them equal.
+//! - [`ksmd`]: what the kernel's scanner would do with given contents and settings, and what that would cost it.
 //! - [`Histogram`]: durations in logarithmic buckets.
 //!
 //! ```
@@ -37,6 +38,7 @@ mod fingerprint;
 mod histogram;
 mod index;
 pub mod near;
+pub mod ksmd;
 mod place;
 pub mod plan;
 pub mod profit;
