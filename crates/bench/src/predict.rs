@@ -123,6 +123,7 @@ impl PredictCommand {
             pace: Pace { threads: 2, limit: None },
             watch: Some(Duration::from_secs_f64(self.watch)),
             sample: None,
+            near: false,
             top: 100,
         };
         let stop = |stage: Stage| {

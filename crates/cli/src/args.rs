@@ -142,6 +142,9 @@ pub(crate) struct EvalArgs {
     /// Look again after so many seconds, and tell what lasts from what does not.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) watch: Option<f64>,
+    /// Look for nearly equal pages, and say why they differ and what a remedy would be worth.
+    #[arg(long)]
+    pub(crate) near: bool,
     /// Estimate from a share of everything, above 0 and at most 1; the answer says by which method.
     #[arg(long, value_name = "F", value_parser = fraction, conflicts_with_all = ["sample_hash", "sample_pages"])]
     pub(crate) sample: Option<f64>,

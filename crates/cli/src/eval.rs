@@ -64,6 +64,7 @@ fn options(args: &EvalArgs) -> Options {
         // Keeping a share of all contents is exact for each of them, so it is the better one as long as reading all is
         // no trouble.
         sample: sample.or(args.sample.map(SampleBy::HashSpace)),
+        near: args.near,
         top: OWNERS,
     }
 }

@@ -16,6 +16,7 @@ pub(crate) fn table(report: &Report) -> Result<String, fmt::Error> {
     apart(&mut text, report)?;
     owners(&mut text, report)?;
     sharing(&mut text, report)?;
+    near(&mut text, report)?;
     skipped(&mut text, report)?;
     Ok(text)
 }
@@ -46,6 +47,15 @@ fn head(text: &mut String, report: &Report) -> fmt::Result {
         } else {
             writeln!(text, " after bookkeeping, at most {}", signed(upper))?;
         }
+    }
+    if let Some(sample) = &report.sample {
+        let percent = sample.fraction * 100.0;
+        let what = if sample.method == "pages" { "of all pages were read" } else { "of all contents were kept" };
+        writeln!(
+            text,
+            "\n  An estimate: {percent} % {what}. Duplicates: {} to {} pages, most likely {}.",
+            sample.duplicate_pages_low, sample.duplicate_pages_high, sample.duplicate_pages
+        )?;
     }
     writeln!(text)
 }
@@ -175,6 +185,26 @@ fn sharing(text: &mut String, report: &Report) -> fmt::Result {
         writeln!(text, "  {:54} {pages:>11}", shortened(&name, 54))?;
     }
     writeln!(text)
+}
+
+/// Why pages are only nearly equal.
+fn near(text: &mut String, report: &Report) -> fmt::Result {
+    let Some(near) = &report.near else { return Ok(()) };
+    writeln!(text, "  {:42} {:>11} {:>11}", "nearly equal pages, by why they differ", "pages", "worth")?;
+    for reason in &near.causes {
+        writeln!(text, "  {:42} {:>11} {:>11}", reason.cause, reason.pages, bytes(reason.bytes_worth))?;
+        writeln!(text, "    -> {}", reason.remedy)?;
+        if let Some(pair) = &reason.example {
+            write!(text, "    e.g. {} {} and {} {}", pair.pid, pair.address, pair.other_pid, pair.other_address)?;
+            match pair.differs_at.first() {
+                Some(word) => writeln!(text, ": at {:#x} {} and {}", word.offset, word.one, word.other)?,
+                None => writeln!(text)?,
+            }
+        }
+    }
+    let ahead = near.populated_ahead_pages;
+    writeln!(text, "  {:42} {ahead:>11} {:>11}", "zero pages populated ahead of use", bytes(ahead * report.page_size))?;
+    writeln!(text, "    -> leave them out: a merge takes them from a program that is about to need them\n")
 }
 
 fn skipped(text: &mut String, report: &Report) -> fmt::Result {

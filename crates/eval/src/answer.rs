@@ -4,6 +4,8 @@ use kernel::page_size;
 use page::census::ContentClass;
 use page::profit::{KsmBooks, StoreBooks};
 
+use crate::estimate::estimate;
+use crate::near::near;
 use crate::numbers::Numbers;
 use crate::report::{
     ClassReport, ContentReport, Counters, Earning, GroupMatrix, KindReport, Matrix, Owned, ProcessReport, Report,
@@ -29,7 +31,12 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
     let assigned = GroupBy::ALL.map(|by| by.assign(&snapshot.processes));
     let by = assigned.clone().map(|(_, of)| of);
     let watched = snapshot.waited.is_some();
-    let figures = tally::count(&snapshot.groups, &numbers, &by, watched, threads);
+    let mut figures = tally::count(&snapshot.groups, &numbers, &by, watched, threads);
+    let sample = options.sample.map(|sample| {
+        let read = snapshot.groups.read() as u64;
+        estimate(&mut figures, sample, numbers.pages(), read)
+    });
+    let near = options.near.then(|| near(snapshot, &numbers, &figures.has_equal, options.pace.limit));
     let known = known(snapshot, &figures);
     let report = Reporter { snapshot, numbers: &numbers, figures: &figures, known: &known };
     let processes = report.processes();
@@ -48,7 +55,8 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
         top_contents: report.top_contents(),
         skipped: snapshot.skipped.clone(),
         reading: snapshot.reading(&numbers),
-        sample: None,
+        sample,
+        near,
     };
     answer.vmas.truncate(options.top);
     answer.processes.truncate(options.top.max(1));

@@ -19,6 +19,7 @@
 //!     pace: Pace { threads: 1, limit: None },
 //!     watch: None,
 //!     sample: None,
+//!     near: false,
 //!     top: 10,
 //! };
 //! let report = evaluate(&options, &|_stage| {})?;
@@ -30,6 +31,8 @@
 
 mod answer;
 mod error;
+mod estimate;
+mod near;
 mod numbers;
 mod read;
 pub mod report;

@@ -19,6 +19,7 @@ use ksm::ProcessId;
 use page::Secret;
 use page::census::{Content, Findings};
 
+use crate::tally::Bits;
 use crate::targets::Process;
 use crate::walk::{Span, Walk};
 
@@ -70,18 +71,21 @@ impl Job {
     }
 }
 
-/// Which pages are wanted: all, or a sample of them.
+/// Which pages are wanted: all, or a part of them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Wanted {
+pub(crate) enum Wanted<'a> {
     All,
     /// Those whose number's hash is below this share of all hashes.
     Share(f64),
+    /// Those that are not set.
+    Without(&'a Bits),
 }
 
-impl Wanted {
+impl Wanted<'_> {
     pub(crate) fn includes(self, page: u32) -> bool {
         match self {
             Self::All => true,
+            Self::Without(bits) => !bits.get(page),
             // Fibonacci hashing: neighbours are thrown far apart, and the same pages are chosen at a second look.
             Self::Share(share) => {
                 let mut hash = (u64::from(page) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -98,7 +102,7 @@ pub(crate) fn read_all(
     walk: &Walk,
     processes: &[Process],
     secret: &Secret,
-    wanted: Wanted,
+    wanted: Wanted<'_>,
     pace: Pace,
     progress: Progress<'_>,
     keep: impl FnMut(&Findings) + Send,
@@ -115,12 +119,17 @@ pub(crate) fn read_all(
     std::thread::scope(|scope| {
         for _ in 0..pace.threads.clamp(1, jobs.len().max(1)) {
             scope.spawn(|| {
-                let mut reader = Reader::new(secret, wanted);
+                let mut reader = Reader::new(wanted);
                 while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let process = &processes[job.process as usize];
                     let mut findings = Findings::new(job.first(), job.pages());
                     if !gone[job.process as usize].load(Ordering::Relaxed) {
-                        let read = reader.read(job, process, &mut findings);
+                        let read = reader.read(job, process, |page, bytes| {
+                            findings.put(page, Content::of(bytes, secret));
+                        });
+                        if read.gone && read.pages == 0 {
+                            findings.clear();
+                        }
                         if read.gone {
                             gone[job.process as usize].store(true, Ordering::Relaxed);
                         }
@@ -142,6 +151,22 @@ pub(crate) fn read_all(
     });
     let cpu = *cpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     Seen { pages: pages.into_inner(), lost: lost.into_inner(), cpu, read_again: 0 }
+}
+
+/// Reads pages one after the other, in this thread, and shows `visit` each with its process and number.
+pub(crate) fn read_each(
+    walk: &Walk,
+    processes: &[Process],
+    wanted: Wanted<'_>,
+    limit: Option<u64>,
+    mut visit: impl FnMut(u32, usize, &[u8]),
+) {
+    let mut reader = Reader::new(wanted);
+    let limiter = Limiter::new(limit);
+    for job in cut(walk) {
+        let read = reader.read(&job, &processes[job.process as usize], |page, bytes| visit(job.process, page, bytes));
+        limiter.spend(read.pages * page_size());
+    }
 }
 
 /// Cuts spans into jobs.
@@ -181,8 +206,7 @@ struct Read {
 
 /// One thread's buffers.
 struct Reader<'a> {
-    secret: &'a Secret,
-    wanted: Wanted,
+    wanted: Wanted<'a>,
     batch: BatchReader,
     buffer: Vec<u8>,
     words: Vec<PagemapEntry>,
@@ -191,9 +215,8 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(secret: &'a Secret, wanted: Wanted) -> Self {
+    fn new(wanted: Wanted<'a>) -> Self {
         Self {
-            secret,
             wanted,
             batch: BatchReader::with_capacity(AT_ONCE),
             buffer: vec![0; AT_ONCE.get() as usize],
@@ -203,7 +226,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn read(&mut self, job: &Job, process: &Process, findings: &mut Findings) -> Read {
+    /// Shows `visit` each wanted page with its number. [`Read::gone`] without pages: what was shown was another
+    /// process's.
+    fn read(&mut self, job: &Job, process: &Process, mut visit: impl FnMut(usize, &[u8])) -> Read {
         let pid = Pid(process.pid);
         let wanted = self.sort(job, pid);
         let mut read = Read { wanted, ..Read::default() };
@@ -211,7 +236,7 @@ impl<'a> Reader<'a> {
             let first = range.start().page_index();
             let pages = bytes.chunks_exact(page_size() as usize);
             for (at, page) in (first..).zip(pages) {
-                findings.put(number_of(job, at), Content::of(page, self.secret));
+                visit(number_of(job, at), page);
                 read.pages += 1;
             }
         };
@@ -227,7 +252,6 @@ impl<'a> Reader<'a> {
         // The number may have been given to another process in the meantime.
         let same = ProcessId::of(process.pid).is_some_and(|now| now.start_time == process.start_time);
         if !same {
-            findings.clear();
             read = Read { wanted, pages: 0, gone: true };
         }
         read

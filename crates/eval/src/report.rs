@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+pub use crate::near::{NearDuplicates, NearPair, NearReason, NearWord};
 use crate::targets::{GroupBy, Process, Skipped};
 use crate::vma::VmaKind;
 
@@ -40,6 +41,8 @@ pub struct Report {
     pub reading: Reading,
     /// What is an estimate, if anything.
     pub sample: Option<Sample>,
+    /// Nearly equal pages, where they were asked for.
+    pub near: Option<NearDuplicates>,
 }
 
 /// What pages were found to be.

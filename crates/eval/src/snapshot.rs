@@ -30,6 +30,8 @@ pub struct Options {
     pub watch: Option<Duration>,
     /// Estimate instead of reading or keeping everything.
     pub sample: Option<SampleBy>,
+    /// Look for nearly equal pages, and why they differ: pages without an equal are read once more.
+    pub near: bool,
     /// Owners and mappings that are reported one by one.
     pub top: usize,
 }

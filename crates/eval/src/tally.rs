@@ -58,6 +58,25 @@ impl Tally {
         }
     }
 
+    /// Reckons a part up to the whole.
+    fn scale(&mut self, by: &Factors) {
+        let zeros = self.counters.zero_pages;
+        let data = by.data(self.counters.pages_scanned - zeros);
+        let zero_share = zeros << SHARE_SHIFT;
+        self.share = by.zero(zeros).saturating_mul(1 << SHARE_SHIFT) + by.duplicate(self.share - zero_share);
+        let unique = self.counters.unique_pages as f64 / self.counters.distinct_pages.max(1) as f64;
+        let counters = &mut self.counters;
+        counters.zero_pages = by.zero(zeros);
+        counters.zero_pages_in_huge = by.zero(counters.zero_pages_in_huge);
+        counters.duplicate_pages = by.duplicate(counters.duplicate_pages).min(data);
+        counters.distinct_pages = data - counters.duplicate_pages;
+        counters.unique_pages = (unique * counters.distinct_pages as f64).round() as u64;
+        counters.pages_scanned = data + counters.zero_pages;
+        self.shared_content = by.duplicate(self.shared_content).min(data);
+        self.huge = by.data(self.huge);
+        self.shared_content_in_huge = by.duplicate(self.shared_content_in_huge).min(self.huge);
+    }
+
     fn zero(&mut self, huge: bool) {
         self.counters.pages_scanned += 1;
         self.counters.zero_pages += 1;
@@ -87,6 +106,15 @@ impl Eligible {
         self.unique += other.unique;
     }
 
+    fn scale(&mut self, by: &Factors) {
+        let data = by.data(self.pages - self.zero);
+        self.zero = by.zero(self.zero);
+        self.pages = data + self.zero;
+        self.duplicates = by.duplicate(self.duplicates).min(data);
+        self.shared = by.duplicate(self.shared);
+        self.unique = by.data(self.unique);
+    }
+
     fn content(&mut self, copies: u64) {
         self.pages += copies;
         self.duplicates += copies.saturating_sub(1);
@@ -109,6 +137,8 @@ pub(crate) struct Side {
     pub(crate) store: Eligible,
     /// The same without pages of huge pages.
     pub(crate) store_small: Eligible,
+    /// How many contents have so many pages.
+    pub(crate) sizes: HashMap<u64, u64>,
 }
 
 impl Side {
@@ -122,6 +152,7 @@ impl Side {
             ksm: Eligible::default(),
             store: Eligible::default(),
             store_small: Eligible::default(),
+            sizes: HashMap::new(),
         }
     }
 
@@ -145,6 +176,54 @@ impl Side {
         self.ksm.add(&other.ksm);
         self.store.add(&other.store);
         self.store_small.add(&other.store_small);
+        for (pages, contents) in &other.sizes {
+            *self.sizes.entry(*pages).or_default() += contents;
+        }
+    }
+}
+
+/// By what a part's figures are to be multiplied, to be those of the whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
+    pub(crate) zero: f64,
+    pub(crate) data: f64,
+    pub(crate) duplicate: f64,
+}
+
+impl Factors {
+    fn zero(&self, pages: u64) -> u64 {
+        (pages as f64 * self.zero).round() as u64
+    }
+
+    fn data(&self, pages: u64) -> u64 {
+        (pages as f64 * self.data).round() as u64
+    }
+
+    fn duplicate(&self, pages: u64) -> u64 {
+        (pages as f64 * self.duplicate).round() as u64
+    }
+}
+
+impl Side {
+    /// Reckons a part up to the whole. Figures of owners are rounded one by one.
+    pub(crate) fn scale(&mut self, by: &Factors) {
+        self.total.scale(by);
+        self.mappings.iter_mut().chain(&mut self.processes).for_each(|tally| tally.scale(by));
+        for scopes in &mut self.scopes {
+            scopes.within_process = by.duplicate(scopes.within_process);
+            scopes.within_group = by.duplicate(scopes.within_group);
+            // The three are to add up.
+            let others = scopes.within_process + scopes.within_group;
+            scopes.between_groups = self.total.counters.duplicate_pages.saturating_sub(others);
+        }
+        for (class, (pages, copies)) in self.classes.iter_mut().enumerate() {
+            let zero = class == ContentClass::Zero as usize - 1;
+            (*pages, *copies) =
+                if zero { (by.zero(*pages), by.zero(*copies)) } else { (by.data(*pages), by.duplicate(*copies)) };
+        }
+        for eligible in [&mut self.ksm, &mut self.store, &mut self.store_small] {
+            eligible.scale(by);
+        }
     }
 }
 
@@ -187,6 +266,8 @@ pub(crate) struct Figures {
     pub(crate) by_fork: HashMap<u32, u64>,
     /// Most copies first.
     pub(crate) top: Vec<Top>,
+    /// Pages that have an equal, zero pages too.
+    pub(crate) has_equal: Bits,
     /// Pages that the store would merge at once, and those of them outside huge pages that lasted.
     pub(crate) mergeable: Bits,
     pub(crate) mergeable_expected: Bits,
@@ -219,7 +300,7 @@ pub(crate) fn count(
     threads: usize,
 ) -> Figures {
     let pages = numbers.pages() as usize;
-    let (mergeable, expected) = (Bits::new(pages), Bits::new(pages));
+    let (mergeable, expected, has_equal) = (Bits::new(pages), Bits::new(pages), Bits::new(pages));
     let make = || Part {
         all: Side::new(numbers),
         stable: watched.then(|| Side::new(numbers)),
@@ -229,7 +310,7 @@ pub(crate) fn count(
         lasting: Vec::new(),
         groups: Vec::new(),
     };
-    let counting = Counting { groups, numbers, by, mergeable: &mergeable, expected: &expected };
+    let counting = Counting { groups, numbers, by, mergeable: &mergeable, expected: &expected, has_equal: &has_equal };
     let parts = groups.visit(threads, make, |part, group| counting.content(part, group));
     let mut sum = make();
     for part in parts {
@@ -246,7 +327,15 @@ pub(crate) fn count(
     let mut top = sum.top.into_vec();
     top.sort_unstable();
     top.truncate(TOP_CONTENTS);
-    Figures { all: sum.all, stable: sum.stable, by_fork: sum.by_fork, top, mergeable, mergeable_expected: expected }
+    Figures {
+        all: sum.all,
+        stable: sum.stable,
+        by_fork: sum.by_fork,
+        top,
+        has_equal,
+        mergeable,
+        mergeable_expected: expected,
+    }
 }
 
 struct Counting<'a> {
@@ -255,6 +344,7 @@ struct Counting<'a> {
     by: &'a [Vec<u32>; GroupBy::ALL.len()],
     mergeable: &'a Bits,
     expected: &'a Bits,
+    has_equal: &'a Bits,
 }
 
 impl Counting<'_> {
@@ -278,6 +368,7 @@ impl Counting<'_> {
         let members = &part.members;
         let processes = self.side(&mut part.all, members, group.class, &mut part.groups);
         if members.len() > 1 {
+            members.iter().for_each(|member| self.has_equal.set(member.page));
             let top = Top {
                 copies: std::cmp::Reverse(members.len() as u64),
                 page: members[0].page,
@@ -318,6 +409,7 @@ impl Counting<'_> {
             return 0;
         }
         let all = members.len() as u64;
+        *side.sizes.entry(all).or_default() += 1;
         let huge = |members: &[Member]| members.iter().filter(|member| member.huge).count() as u64;
         side.total.content(all, all, huge(members));
         for of_one in members.chunk_by(|one, other| one.mapping == other.mapping) {
@@ -352,6 +444,7 @@ impl Counting<'_> {
     fn zeros(&self, sum: &mut Part) {
         let mut met = HashSet::new();
         for page in self.groups.zeros() {
+            self.has_equal.set(*page);
             let span = self.numbers.span(*page);
             let process = self.numbers.process_of(span.mapping);
             if span.shared && !met.insert(self.numbers.address(*page, span).0) {

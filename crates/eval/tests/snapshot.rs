@@ -23,6 +23,7 @@ fn options(pids: &[Pid], pages: usize) -> Options {
         pace: Pace { threads: 2, limit: None },
         watch: None,
         sample: None,
+        near: false,
         top: 100,
     }
 }

@@ -150,6 +150,7 @@ fn measure(pids: &[Pid]) -> Result<Round> {
         pace: Pace { threads: 1, limit: None },
         watch: None,
         sample: None,
+        near: false,
         top: 10,
     };
     let report = evaluate(&options, &|_| {})?;
