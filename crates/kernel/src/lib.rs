@@ -5,6 +5,8 @@
 //! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
 //! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
 //! * What goes on: [`status`], [`membership`], [`task`], [`sched`], [`address_space`].
+//! * What goes on: [`status`], [`task`], [`sched`], [`address_space`], [`age`], [`program`], [`descriptors`],
+//!   [`cgroup_memory`].
 //! * What works here: [`probe`].
 //!
 //! A process that has ended, a mapping that has changed, a race that is lost are outcomes, i.e. values of an enum;
@@ -34,7 +36,10 @@ mod test_memory;
 mod uapi;
 
 pub mod address_space;
+pub mod age;
 pub mod agent_image;
+pub mod cgroup_memory;
+pub mod descriptors;
 pub mod exec_stop;
 pub mod ksm_sysfs;
 pub mod launch;
@@ -48,6 +53,7 @@ pub mod pagemap;
 pub mod pidfd;
 pub mod probe;
 pub mod procfs;
+pub mod program;
 pub mod refcheck;
 pub mod remote;
 pub mod sched;

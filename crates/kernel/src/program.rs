@@ -1,0 +1,59 @@
+//! Which program a process runs.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use crate::procfs::ProcError;
+use crate::units::Pid;
+
+/// The file that a process executes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its path as the process sees it; ` (deleted)` follows one that is no longer there.
+    pub path: PathBuf,
+    /// False for a 32-bit program; `None` if the file is no ELF file or cannot be read.
+    pub is_64_bit: Option<bool>,
+}
+
+/// Looks at /proc/PID/exe.
+///
+/// # Errors
+/// [`ProcError::Gone`], for a kernel thread too; [`ProcError::Denied`] without ptrace rights.
+pub fn program(pid: Pid) -> Result<Program, ProcError> {
+    let link = format!("/proc/{pid}/exe");
+    let path = std::fs::read_link(&link).map_err(|source| ProcError::of(pid, "exe", source))?;
+    let mut head = [0; 5];
+    let read = File::open(&link).and_then(|mut file| file.read_exact(&mut head));
+    Ok(Program { path, is_64_bit: read.ok().and_then(|()| is_64_bit(head)) })
+}
+
+/// The class byte of an ELF header (elf(5), `EI_CLASS`).
+fn is_64_bit(head: [u8; 5]) -> Option<bool> {
+    match head {
+        [0x7f, b'E', b'L', b'F', 1] => Some(false),
+        [0x7f, b'E', b'L', b'F', 2] => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn our_own_program() {
+        let found = program(Pid::this()).unwrap();
+        assert_eq!(found.path, std::env::current_exe().unwrap());
+        assert_eq!(found.is_64_bit, Some(cfg!(target_pointer_width = "64")));
+        assert!(program(Pid(i32::MAX)).unwrap_err().is_gone());
+    }
+
+    #[test]
+    fn classes_of_elf_files() {
+        assert_eq!(is_64_bit(*b"\x7fELF\x01"), Some(false));
+        assert_eq!(is_64_bit(*b"\x7fELF\x02"), Some(true));
+        assert_eq!((is_64_bit(*b"\x7fELF\x03"), is_64_bit(*b"#!/bi")), (None, None));
+    }
+}
