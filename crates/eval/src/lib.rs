@@ -49,3 +49,4 @@ pub use report::Report;
 pub use snapshot::{Options, SampleBy, Snapshot, Stage, Tell, evaluate};
 pub use targets::{GroupBy, Process, Selection, Skipped, Targets};
 pub use vma::{VmaKind, ksm_refuses, store_refuses};
+pub mod doctor;
