@@ -20,7 +20,7 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Run a command and merge what its processes mark mergeable (store) or hold at all (ksm).
     Run(RunArgs),
-    /// Show which kernel features are there, and which grant would give the missing ones.
+    /// Say why nothing is merging, or so little, and which kernel features are there.
     Doctor(DoctorArgs),
     /// Tell what merging would save, where and why, before anything is changed.
     Eval(EvalArgs),
@@ -203,6 +203,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// `pagefold doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
+    /// Look at this process too; may be given several times.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: Vec<i32>,
     /// Print one JSON document to stdout.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,18 +1,26 @@
-//! `pagefold doctor`: what this kernel and this user's rights allow.
+//! `pagefold doctor`: why nothing is merging, and what this kernel and this user's rights allow.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context as _;
+use eval::doctor::{Finding, HostFacts, Observed, Subject, diagnose};
 use kernel::probe::{ExactCheck, Features, State};
+use kernel::{KsmSysfs, Pid};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
-use crate::say;
+use crate::{NOT_HERE, say};
+
+/// How long ksmd is watched, if it runs.
+const LOOK: Duration = Duration::from_millis(1500);
 
 /// What `--json` prints.
 #[derive(Serialize)]
 struct Document<'a> {
     kernel: String,
+    findings: &'a [Finding],
     features: &'a [kernel::probe::Feature],
     live_merge: bool,
     exact_check: bool,
@@ -22,13 +30,18 @@ struct Document<'a> {
     drive_ksm: bool,
 }
 
-/// Prints the probe.
+/// Prints what stands in the way, and the probe.
 pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let host = HostFacts::observe(&KsmSysfs::host(), LOOK).context("cannot look at KSM")?;
+    let looks = args.pid.iter().map(|pid| Observed::observe(Pid(*pid)).context("cannot look at the process"));
+    let processes = looks.collect::<anyhow::Result<Vec<Observed>>>()?;
+    let findings = diagnose(&host, &processes);
     let features = Features::probe();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     if args.json {
         let document = Document {
             kernel,
+            findings: &findings,
             features: features.list(),
             live_merge: features.live_merge().is_ok(),
             exact_check: features.exact_check().is_ok(),
@@ -37,14 +50,49 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
             drive_ksm: features.drive_ksm().is_ok(),
         };
         say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(status(&processes));
     }
-    say::answer(&table(&features, &kernel)?)?;
-    Ok(ExitCode::SUCCESS)
+    let text = format!("Linux {kernel}\n\n{}\n{}", causes(&findings)?, table(&features)?);
+    say::answer(&text)?;
+    Ok(status(&processes))
 }
 
-fn table(features: &Features, kernel: &str) -> Result<String, std::fmt::Error> {
-    let mut text = format!("Linux {kernel}\n\n");
+/// A failure if none of those that were asked for could be looked at.
+fn status(processes: &[Observed]) -> ExitCode {
+    if processes.is_empty() || processes.iter().any(|process| process.facts().is_some()) {
+        return ExitCode::SUCCESS;
+    }
+    let refused = processes.iter().any(|process| matches!(process, Observed::NotPermitted { .. }));
+    ExitCode::from(if refused { NOT_HERE } else { 1 })
+}
+
+/// Two lines for each: what is so, and what helps.
+fn causes(findings: &[Finding]) -> Result<String, std::fmt::Error> {
+    if findings.is_empty() {
+        return Ok("  nothing stands in the way of KSM\n".to_owned());
+    }
+    let whom = |finding: &Finding| match &finding.subject {
+        Subject::Host => "host".to_owned(),
+        Subject::Process { pid } => pid.to_string(),
+    };
+    let width = findings.iter().map(|finding| whom(finding).len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for finding in findings {
+        writeln!(
+            text,
+            "  {:7}  {:width$}  {} [{}]",
+            finding.severity.word(),
+            whom(finding),
+            finding.cause,
+            finding.code.word()
+        )?;
+        writeln!(text, "  {:7}  {:width$}  -> {}", "", "", finding.remedy)?;
+    }
+    Ok(text)
+}
+
+fn table(features: &Features) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
     let width = features.list().iter().map(|feature| feature.name.text().len()).max().unwrap_or(0);
     for feature in features.list() {
         let name = feature.name.text();

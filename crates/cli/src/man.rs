@@ -20,7 +20,7 @@ const SECTIONS: &str = r#".SH "EXIT STATUS"
 Done.
 .TP
 \fB1\fR
-Failed, or a digest was not what it must be (\fBdemo\fR).
+Failed, a digest was not what it must be (\fBdemo\fR), or there was no process to look at (\fBdoctor\fR).
 .TP
 \fB2\fR
 Wrong usage.
@@ -123,6 +123,11 @@ fn the_documents_explain_every_option_field_and_reason() {
     let fields = serde_json::to_value(broker::Summary::default()).unwrap();
     all_explained("run.md", fields.as_object().unwrap().keys().cloned());
     all_explained("run.md", abi::place::Outcome::REFUSALS.map(|(_, word)| word.to_owned()));
+}
+
+#[test]
+fn every_cause_that_the_doctor_knows_is_in_the_document() {
+    all_explained("doctor.md", eval::doctor::Code::ALL.iter().map(|code| format!("{}`", code.word())));
 }
 
 #[test]
