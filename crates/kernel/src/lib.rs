@@ -4,9 +4,8 @@
 //! * What is done to it: [`uffd`] (freeze, track writes, give pages back), [`memfd`], [`ksm_sysfs`].
 //! * Whether that is safe: [`refcheck`], exact reference counts of frozen pages.
 //! * Whom we talk to: [`pidfd`], [`seqpacket`], [`shared`] memory with futexes, [`launch`], [`exec_stop`], [`signals`].
-//! * What goes on: [`status`], [`membership`], [`task`], [`sched`], [`address_space`].
-//! * What goes on: [`status`], [`task`], [`sched`], [`address_space`], [`age`], [`program`], [`descriptors`],
-//!   [`cgroup_memory`].
+//! * What goes on: [`status`], [`task`], [`sched`], [`address_space`], [`age`], [`program`], [`membership`],
+//!   [`descriptors`], [`cgroup_memory`].
 //! * What works here: [`probe`].
 //!
 //! A process that has ended, a mapping that has changed, a race that is lost are outcomes, i.e. values of an enum;
