@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use eval::{GroupBy, Options, Pace, Selection, Stage, evaluate};
+use eval::{GroupBy, Options, Pace, SampleBy, Selection, Stage, evaluate};
 use kernel::{Pid, ksm_sysfs};
 use rustix::process::Signal;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::report::{Better, Machine, Ratio, Report};
@@ -51,6 +52,21 @@ pub struct PredictCommand {
     pub watch: f64,
 }
 
+/// What a sample said of the processes while they were stopped.
+#[derive(Clone, Debug, Serialize)]
+struct Sampled {
+    method: &'static str,
+    fraction: f64,
+    /// Percentage points of all pages by which duplicates were over-estimated.
+    off_points: f64,
+    /// Half the range that was said, in percentage points.
+    half_range_points: f64,
+    /// The true number was in the range.
+    in_range: bool,
+    /// Time as a share of that of reading everything.
+    time_share: f64,
+}
+
 /// What was said and what came.
 struct Outcome {
     kind: Kind,
@@ -60,6 +76,7 @@ struct Outcome {
     volatile: u64,
     scanned: u64,
     seconds: f64,
+    samples: Vec<Sampled>,
 }
 
 impl PredictCommand {
@@ -83,6 +100,17 @@ impl PredictCommand {
                 outcome.scanned,
                 outcome.seconds
             );
+            for sampled in &outcome.samples {
+                eprintln!(
+                    "  {:10} {:>4.0} %: off by {:+.2} points, half range {:.2}, {}, {:.0} % of the time",
+                    sampled.method,
+                    sampled.fraction * 100.0,
+                    sampled.off_points,
+                    sampled.half_range_points,
+                    if sampled.in_range { "in range" } else { "NOT in range" },
+                    sampled.time_share * 100.0
+                );
+            }
             outcomes.push(outcome);
         }
         let right = outcomes.iter().all(|outcome| off(outcome).abs() <= 0.03);
@@ -100,6 +128,7 @@ impl PredictCommand {
                     "volatile_pages": outcome.volatile,
                     "pages_scanned": outcome.scanned,
                     "ksmd_seconds": outcome.seconds,
+                    "samples": outcome.samples,
                 })
             };
             let samples = outcomes.iter().map(sample).collect();
@@ -122,6 +151,8 @@ impl PredictCommand {
             group_by: GroupBy::Command,
             pace: Pace { threads: 2, limit: None },
             watch: Some(Duration::from_secs_f64(self.watch)),
+            looks: 2,
+            record: false,
             sample: None,
             near: false,
             top: 100,
@@ -132,6 +163,7 @@ impl PredictCommand {
             }
         };
         let report = evaluate(&options, &stop)?;
+        let samples = samples(&options)?;
         let upper = report.totals.counters.duplicate_pages + report.totals.counters.zero_pages.saturating_sub(1);
         let before = scanner.counters()?.pages_sharing;
         ensure!(before == 0, "something else on this machine is merged already ({before} pages)");
@@ -147,8 +179,40 @@ impl PredictCommand {
             volatile: report.totals.volatile_pages,
             scanned: report.totals.counters.pages_scanned,
             seconds: reached.seconds,
+            samples,
         })
     }
+}
+
+/// Estimates from samples beside the truth, of processes that hold still.
+fn samples(options: &Options) -> Result<Vec<Sampled>> {
+    let still = Options { watch: None, ..options.clone() };
+    let truth = evaluate(&still, &|_| {})?;
+    let (pages, duplicates) =
+        (truth.totals.counters.pages_scanned as f64, truth.totals.counters.duplicate_pages as f64);
+    let ways = [
+        SampleBy::HashSpace(0.01),
+        SampleBy::HashSpace(0.1),
+        SampleBy::Pages(0.05),
+        SampleBy::Pages(0.1),
+        SampleBy::Pages(0.25),
+    ];
+    ways.into_iter()
+        .map(|way| {
+            let report = evaluate(&Options { sample: Some(way), ..still.clone() }, &|_| {})?;
+            let sample = report.sample.context("a sample was asked for")?;
+            let points = |pages_of: f64| pages_of / pages * 100.0;
+            let (low, high) = (sample.duplicate_pages_low as f64, sample.duplicate_pages_high as f64);
+            Ok(Sampled {
+                method: sample.method,
+                fraction: sample.fraction,
+                off_points: points(sample.duplicate_pages as f64 - duplicates),
+                half_range_points: points((high - low) / 2.0),
+                in_range: (low..=high).contains(&duplicates),
+                time_share: report.reading.elapsed_seconds / truth.reading.elapsed_seconds,
+            })
+        })
+        .collect()
 }
 
 /// How far the prediction is off: above 0 where too much was promised.

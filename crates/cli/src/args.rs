@@ -140,8 +140,27 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_enum, default_value_t = GroupByArg::Command)]
     pub(crate) group_by: GroupByArg,
     /// Look again after so many seconds, and tell what lasts from what does not.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) watch: Option<f64>,
+    /// Looks, with --watch: the later ones may differ from the first in any page.
+    #[arg(long, value_name = "N", default_value_t = 2, requires = "watch", value_parser = clap::value_parser!(u16).range(2..=1000))]
+    pub(crate) looks: u16,
+    /// Write what was read to a Parquet file: hashes of pages, under a key that is not kept.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sample", "sample_hash", "sample_pages"])]
+    pub(crate) capture: Option<PathBuf>,
+    /// Evaluate a file that --capture wrote instead of processes.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["pid", "cgroup", "comm", "all", "range", "watch", "near",
+        "sample", "sample_hash", "sample_pages", "capture", "limit_rate"])]
+    pub(crate) from: Option<PathBuf>,
+    /// Say what ksmd would save over time with the settings of this machine and with others, and recommend some.
+    #[arg(long, conflicts_with_all = ["sample", "sample_hash", "sample_pages"])]
+    pub(crate) model: bool,
+    /// What --model is to reach: a share of what there is to save...
+    #[arg(long, value_name = "F", default_value_t = 0.95, value_parser = fraction)]
+    pub(crate) model_share: f64,
+    /// ...within so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600.0, value_parser = seconds)]
+    pub(crate) model_within: f64,
     /// Look for nearly equal pages, and say why they differ and what a remedy would be worth.
     #[arg(long)]
     pub(crate) near: bool,

@@ -4,11 +4,13 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use eval::{EvalError, GroupBy, Options, Pace, SampleBy, Selection, Stage};
+use eval::{EvalError, GroupBy, ModelReport, Options, Pace, Report, SampleBy, Selection, Snapshot, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kernel::Pid;
+use serde::Serialize;
 
 use crate::args::{EvalArgs, GroupByArg};
+use crate::eval_model::model_table;
 use crate::eval_table::table;
 use crate::{NOT_HERE, say};
 
@@ -18,11 +20,17 @@ const OWNERS: usize = 1000;
 /// Evaluates and prints.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     let options = options(args);
-    let bar = Bar::new(args.json || args.quiet);
-    let report = eval::evaluate(&options, &|stage| bar.tell(stage));
-    bar.clear();
-    let report = match report {
-        Ok(report) => report,
+    let snapshot = match &args.from {
+        Some(file) => Ok(Snapshot::read(file, options.pace.threads)?),
+        None => {
+            let bar = Bar::new(args.json || args.quiet);
+            let snapshot = Snapshot::take(&options, &|stage| bar.tell(stage));
+            bar.clear();
+            snapshot
+        }
+    };
+    let snapshot = match snapshot {
+        Ok(snapshot) => snapshot,
         Err(error) if error.is_permission() => {
             say::note(format_args!("{:#}", anyhow::Error::new(error)));
             return Ok(ExitCode::from(NOT_HERE));
@@ -33,12 +41,35 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
+    let document = Document {
+        report: snapshot.report(&options),
+        model: args
+            .model
+            .then(|| snapshot.model(args.model_share, Duration::from_secs_f64(args.model_within)))
+            .transpose()?,
+    };
+    if let Some(file) = &args.capture {
+        snapshot.write(file)?;
+    }
     if args.json {
-        say::answer(&format!("{}\n", serde_json::to_string_pretty(&report)?))?;
+        say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
     } else {
-        say::answer(&table(&report)?)?;
+        let mut text = table(&document.report)?;
+        if let Some(model) = &document.model {
+            text.push_str(&model_table(model)?);
+        }
+        say::answer(&text)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    report: Report,
+    /// What ksmd would do, where it was asked for.
+    model: Option<ModelReport>,
 }
 
 fn options(args: &EvalArgs) -> Options {
@@ -61,6 +92,8 @@ fn options(args: &EvalArgs) -> Options {
         },
         pace: Pace { threads: threads.unwrap_or(1), limit: args.limit_rate.map(|mib| mib << 20) },
         watch: args.watch.map(Duration::from_secs_f64),
+        looks: args.looks.into(),
+        record: args.capture.is_some() || args.model,
         // Keeping a share of all contents is exact for each of them, so it is the better one as long as reading all is
         // no trouble.
         sample: sample.or(args.sample.map(SampleBy::HashSpace)),

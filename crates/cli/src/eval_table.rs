@@ -16,6 +16,7 @@ pub(crate) fn table(report: &Report) -> Result<String, fmt::Error> {
     apart(&mut text, report)?;
     owners(&mut text, report)?;
     sharing(&mut text, report)?;
+    files(&mut text, report)?;
     near(&mut text, report)?;
     skipped(&mut text, report)?;
     Ok(text)
@@ -183,6 +184,21 @@ fn sharing(text: &mut String, report: &Report) -> fmt::Result {
             format!("{} and {}", matrix.names[one], matrix.names[other])
         };
         writeln!(text, "  {:54} {pages:>11}", shortened(&name, 54))?;
+    }
+    writeln!(text)
+}
+
+/// What sharing files would be worth.
+fn files(text: &mut String, report: &Report) -> fmt::Result {
+    let Some(files) = report.files.as_ref().filter(|files| files.duplicate_pages > 0) else { return Ok(()) };
+    writeln!(
+        text,
+        "  Files that lie in the page cache more than once: sharing the layer or image would save {}.",
+        bytes(files.bytes_saved)
+    )?;
+    for name in files.names.iter().take(SHOWN) {
+        let count = format!("{} ({} files)", name.name, name.files.len());
+        writeln!(text, "  {:54} {:>11}", shortened(&count, 54), name.duplicate_pages)?;
     }
     writeln!(text)
 }

@@ -16,6 +16,7 @@ mod demo_store;
 mod demo_worker;
 mod doctor;
 mod eval;
+mod eval_model;
 mod eval_table;
 mod ksm_report;
 mod ksm_run;

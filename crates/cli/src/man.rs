@@ -131,6 +131,27 @@ fn every_cause_that_the_doctor_knows_is_in_the_document() {
 }
 
 #[test]
+fn the_document_on_eval_explains_every_option_and_field() {
+    let command = Cli::command();
+    let eval = command.find_subcommand("eval").unwrap();
+    all_explained("evaluate.md", eval.get_opts().filter_map(clap::Arg::get_long).map(|long| format!("--{long}")));
+    let options = eval::Options {
+        selection: eval::Selection { pids: vec![kernel::Pid::this()], ..eval::Selection::default() },
+        ranges: Vec::new(),
+        group_by: eval::GroupBy::Command,
+        pace: eval::Pace { threads: 1, limit: None },
+        watch: None,
+        looks: 2,
+        record: false,
+        sample: None,
+        near: false,
+        top: 1,
+    };
+    let report = serde_json::to_value(eval::evaluate(&options, &|_| {}).unwrap()).unwrap();
+    all_explained("evaluate.md", report.as_object().unwrap().keys().cloned());
+}
+
+#[test]
 fn every_feature_of_the_probe_is_in_the_document() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/kernels.md");
     let text = std::fs::read_to_string(&path).unwrap();

@@ -36,7 +36,8 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
         let read = snapshot.groups.read() as u64;
         estimate(&mut figures, sample, numbers.pages(), read)
     });
-    let near = options.near.then(|| near(snapshot, &numbers, &figures.has_equal, options.pace.limit));
+    let near =
+        (options.near && snapshot.live).then(|| near(snapshot, &numbers, &figures.has_equal, options.pace.limit));
     let known = known(snapshot, &figures);
     let report = Reporter { snapshot, numbers: &numbers, figures: &figures, known: &known };
     let processes = report.processes();
@@ -56,6 +57,7 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
         skipped: snapshot.skipped.clone(),
         reading: snapshot.reading(&numbers),
         sample,
+        files: snapshot.files.clone(),
         near,
     };
     answer.vmas.truncate(options.top);

@@ -35,7 +35,7 @@ fn factors(side: &Side, by: SampleBy, pages: u64, read: u64) -> (Factors, Interv
             // Zero pages are all counted; what is left of what was read is known, and its contents are a sample.
             let whole = read.saturating_sub(zeros);
             let mut subset = HashSubset::new(fraction).expect("the fraction was checked");
-            side.sizes.iter().for_each(|(pages, contents)| subset.add(*pages, *contents));
+            side.sizes.iter().for_each(|(pages, contents)| subset.add(pages, contents));
             let scaled = subset.duplicates_of(whole);
             let factor = if data == 0 { 0.0 } else { whole as f64 / data as f64 };
             let likely = scaled.value.round() as u64;
@@ -47,8 +47,7 @@ fn factors(side: &Side, by: SampleBy, pages: u64, read: u64) -> (Factors, Interv
         SampleBy::Pages(_) => {
             let factor = if read == 0 { 0.0 } else { pages as f64 / read as f64 };
             let whole = share(data, read, pages).likely.max(data);
-            let sizes = side.sizes.iter().map(|(times, contents)| (*times, *contents));
-            let interval = match Sample::new(whole, sizes) {
+            let interval = match Sample::new(whole, side.sizes.iter()) {
                 Ok(sample) => sample.estimate().duplicates,
                 // More was seen than there is: a page sample of everything, where pages went meanwhile.
                 Err(_) => Interval::exactly(counters.duplicate_pages),

@@ -18,6 +18,8 @@
 //!     group_by: GroupBy::Command,
 //!     pace: Pace { threads: 1, limit: None },
 //!     watch: None,
+//!     looks: 2,
+//!     record: false,
 //!     sample: None,
 //!     near: false,
 //!     top: 10,
@@ -30,11 +32,15 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod capture;
 mod error;
 mod estimate;
+mod files;
+mod model;
 mod near;
 mod numbers;
 mod read;
+mod record;
 pub mod report;
 mod runs;
 mod snapshot;
@@ -43,7 +49,9 @@ mod targets;
 mod vma;
 mod walk;
 
+pub use capture::CaptureError;
 pub use error::EvalError;
+pub use model::{ModelError, ModelReport, TrialReport};
 pub use read::Pace;
 pub use report::Report;
 pub use snapshot::{Options, SampleBy, Snapshot, Stage, Tell, evaluate};

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+pub use crate::files::{FileDuplicates, FileSeen, FilesOfName};
 pub use crate::near::{NearDuplicates, NearPair, NearReason, NearWord};
 use crate::targets::{GroupBy, Process, Skipped};
 use crate::vma::VmaKind;
@@ -41,6 +42,8 @@ pub struct Report {
     pub reading: Reading,
     /// What is an estimate, if anything.
     pub sample: Option<Sample>,
+    /// Equal pages of different files, which neither way merges; none for captures and for single ranges.
+    pub files: Option<FileDuplicates>,
     /// Nearly equal pages, where they were asked for.
     pub near: Option<NearDuplicates>,
 }

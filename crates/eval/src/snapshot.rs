@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 
 use kernel::{Bytes, Pid, Range, page_size};
 use page::Secret;
-use page::census::{Census, Groups};
+use page::census::{Census, Findings, Groups};
 
 use crate::answer;
 use crate::error::EvalError;
+use crate::files::files;
 use crate::numbers::Numbers;
 use crate::read::{Pace, Seen, Wanted, read_all};
-use crate::report::{Reading, Report};
+use crate::record::Record;
+use crate::report::{FileDuplicates, Reading, Report};
 use crate::targets::{GroupBy, Process, Selection, Skipped};
 use crate::walk::{Lost, Walk};
 
@@ -26,8 +28,12 @@ pub struct Options {
     pub group_by: GroupBy,
     /// How fast.
     pub pace: Pace,
-    /// Look a second time after so long, to tell what lasts.
+    /// Look again after so long, to tell what lasts.
     pub watch: Option<Duration>,
+    /// How often to look, where [`Options::watch`] asks for it: 2 or more.
+    pub looks: usize,
+    /// Keep what all pages held at each look, for a capture or for the model of ksmd: eight bytes a page and look.
+    pub record: bool,
     /// Estimate instead of reading or keeping everything.
     pub sample: Option<SampleBy>,
     /// Look for nearly equal pages, and why they differ: pages without an equal are read once more.
@@ -96,7 +102,15 @@ pub struct Snapshot {
     pub(crate) seen: Seen,
     pub(crate) reading: Duration,
     pub(crate) begun: Instant,
+    /// Time between the looks in which nothing was done.
+    pub(crate) slept: Duration,
+    /// From the beginning of the first look to that of the last.
     pub(crate) waited: Option<Duration>,
+    pub(crate) frames_seen: bool,
+    pub(crate) record: Option<Record>,
+    pub(crate) files: Option<FileDuplicates>,
+    /// The processes can be read still.
+    pub(crate) live: bool,
 }
 
 /// Evaluates.
@@ -104,9 +118,7 @@ pub struct Snapshot {
 /// # Errors
 /// [`EvalError`]. Processes that end, or cannot be read, are in the report.
 pub fn evaluate(options: &Options, tell: Tell<'_>) -> Result<Report, EvalError> {
-    let snapshot = Snapshot::take(options, tell)?;
-    tell(Stage::Counting);
-    Ok(answer::report(&snapshot, options))
+    Ok(Snapshot::take(options, tell)?.report(options))
 }
 
 impl Snapshot {
@@ -152,41 +164,83 @@ impl Snapshot {
             Some(SampleBy::Pages(share)) => (Census::new(pages), Wanted::Share(share)),
         };
         let secret = secret()?;
+        let mut record = (options.record && options.sample.is_none()).then(Record::default);
         let started = Instant::now();
-        let progress = |done, of| tell(Stage::Reading { done, of, again: false });
-        let keep = |findings: &_| census.take_in(findings);
-        let mut seen = read_all(&walk, &processes, &secret, wanted, options.pace, &progress, keep);
-        let mut reading = started.elapsed();
-        let waited = options.watch.map(|time| wait(time.saturating_sub(started.elapsed()), tell, started));
-        if waited.is_some() {
-            let again = Instant::now();
-            let progress = |done, of| tell(Stage::Reading { done, of, again: true });
-            let keep = |findings: &_| census.look_again(findings);
-            let second = read_all(&walk, &processes, &secret, wanted, options.pace, &progress, keep);
-            reading += again.elapsed();
-            seen.cpu += second.cpu;
-            seen.read_again = second.pages;
+        let (mut seen, mut reading, mut slept, mut waited) = (Seen::default(), Duration::ZERO, Duration::ZERO, None);
+        let looks = options.watch.map_or(1, |_| options.looks.max(2));
+        for look in 0..looks {
+            let again = look > 0;
+            if let Some(time) = options.watch.filter(|_| again) {
+                let due = started + time * u32::try_from(look).unwrap_or(u32::MAX);
+                slept += wait_until(due, tell);
+                waited = Some(started.elapsed());
+            }
+            let at = Instant::now();
+            if let Some(record) = &mut record {
+                record.begin(started.elapsed(), pages);
+            }
+            let progress = |done, of| tell(Stage::Reading { done, of, again });
+            let keep = |findings: &Findings| {
+                if again {
+                    census.look_again(findings);
+                } else {
+                    census.take_in(findings);
+                }
+                if let Some(record) = &mut record {
+                    record.add(findings);
+                }
+            };
+            let read = read_all(&walk, &processes, &secret, wanted, options.pace, &progress, keep);
+            reading += at.elapsed();
+            seen.cpu += read.cpu;
+            if again {
+                seen.read_again += read.pages;
+            } else {
+                (seen.pages, seen.lost) = (read.pages, read.lost);
+            }
         }
         tell(Stage::Counting);
         let index_bytes = census.bytes();
         let groups = census.group(options.pace.threads);
         let skipped = targets.skipped;
-        Ok(Self { processes, skipped, walk, groups, index_bytes, seen, reading, begun, waited })
+        let frames_seen = frames_seen();
+        let files = options.ranges.is_empty().then(|| files(&processes, &secret));
+        Ok(Self {
+            processes,
+            skipped,
+            walk,
+            groups,
+            index_bytes,
+            seen,
+            reading,
+            begun,
+            slept,
+            waited,
+            frames_seen,
+            record,
+            files,
+            live: true,
+        })
+    }
+
+    /// What it says. Of the options only those count that are about the answer.
+    #[must_use]
+    pub fn report(&self, options: &Options) -> Report {
+        answer::report(self, options)
     }
 
     /// How it was read.
     pub(crate) fn reading(&self, numbers: &Numbers<'_>) -> Reading {
         let bytes = (self.seen.pages + self.seen.read_again) * page_size();
-        let waited = self.waited.unwrap_or_default();
         let elapsed = self.begun.elapsed();
         Reading {
-            elapsed_seconds: elapsed.saturating_sub(waited).as_secs_f64(),
+            elapsed_seconds: elapsed.saturating_sub(self.slept).as_secs_f64(),
             bytes_per_second: bytes as f64 / self.reading.as_secs_f64().max(1e-9),
             cpu_seconds: self.seen.cpu.as_secs_f64(),
             watched_seconds: self.waited.map(|time| time.as_secs_f64()),
             lost_pages: self.seen.lost,
             index_bytes: self.index_bytes + numbers.bytes(),
-            frames_seen: frames_seen(),
+            frames_seen: self.frames_seen,
         }
     }
 }
@@ -205,13 +259,13 @@ fn disjoint(ranges: &[Range]) -> Vec<Range> {
     disjoint
 }
 
-/// Waits so long, and tells from the beginning of the first look to that of the second how long it was.
-fn wait(left: Duration, tell: Tell<'_>, started: Instant) -> Duration {
-    let until = Instant::now() + left;
+/// Waits, and says for how long.
+fn wait_until(until: Instant, tell: Tell<'_>) -> Duration {
+    let begun = Instant::now();
     loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return started.elapsed();
+            return begun.elapsed();
         }
         tell(Stage::Waiting { left });
         std::thread::sleep(left.min(Duration::from_millis(200)));

@@ -138,7 +138,7 @@ pub(crate) struct Side {
     /// The same without pages of huge pages.
     pub(crate) store_small: Eligible,
     /// How many contents have so many pages.
-    pub(crate) sizes: HashMap<u64, u64>,
+    pub(crate) sizes: Sizes,
 }
 
 impl Side {
@@ -152,7 +152,7 @@ impl Side {
             ksm: Eligible::default(),
             store: Eligible::default(),
             store_small: Eligible::default(),
-            sizes: HashMap::new(),
+            sizes: Sizes::default(),
         }
     }
 
@@ -176,9 +176,7 @@ impl Side {
         self.ksm.add(&other.ksm);
         self.store.add(&other.store);
         self.store_small.add(&other.store_small);
-        for (pages, contents) in &other.sizes {
-            *self.sizes.entry(*pages).or_default() += contents;
-        }
+        self.sizes.add(&other.sizes);
     }
 }
 
@@ -205,6 +203,23 @@ impl Factors {
 }
 
 impl Side {
+    /// Counts a content of one page: most are.
+    fn alone(&mut self, member: Member, class: ContentClass, numbers: &Numbers<'_>) {
+        let huge = u64::from(member.huge);
+        self.total.content(1, 1, huge);
+        self.mappings[member.mapping as usize].content(1, 1, huge);
+        self.processes[member.process as usize].content(1, 1, huge);
+        self.classes[class as usize - 1].0 += 1;
+        let store = numbers.store_takes(member.mapping);
+        for (eligible, taken) in [
+            (&mut self.ksm, numbers.ksm_takes(member.mapping)),
+            (&mut self.store, store),
+            (&mut self.store_small, store && !member.huge),
+        ] {
+            eligible.content(u64::from(taken));
+        }
+    }
+
     /// Reckons a part up to the whole. Figures of owners are rounded one by one.
     pub(crate) fn scale(&mut self, by: &Factors) {
         self.total.scale(by);
@@ -224,6 +239,38 @@ impl Side {
         for eligible in [&mut self.ksm, &mut self.store, &mut self.store_small] {
             eligible.scale(by);
         }
+    }
+}
+
+/// How many contents have how many pages.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sizes {
+    /// By the number of pages, as most contents have few.
+    few: [u64; 32],
+    many: HashMap<u64, u64>,
+}
+
+impl Sizes {
+    fn count(&mut self, pages: u64) {
+        match usize::try_from(pages).ok().and_then(|pages| self.few.get_mut(pages)) {
+            Some(contents) => *contents += 1,
+            None => *self.many.entry(pages).or_default() += 1,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.few.iter_mut().zip(&other.few) {
+            *mine += theirs;
+        }
+        for (pages, contents) in &other.many {
+            *self.many.entry(*pages).or_default() += contents;
+        }
+    }
+
+    /// Pages, and how many contents have so many.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let few = (0..).zip(self.few).filter(|(_, contents)| *contents > 0);
+        few.chain(self.many.iter().map(|(pages, contents)| (*pages, *contents)))
     }
 }
 
@@ -409,7 +456,11 @@ impl Counting<'_> {
             return 0;
         }
         let all = members.len() as u64;
-        *side.sizes.entry(all).or_default() += 1;
+        side.sizes.count(all);
+        if let [member] = members {
+            side.alone(*member, class, self.numbers);
+            return 1;
+        }
         let huge = |members: &[Member]| members.iter().filter(|member| member.huge).count() as u64;
         side.total.content(all, all, huge(members));
         for of_one in members.chunk_by(|one, other| one.mapping == other.mapping) {
@@ -425,13 +476,19 @@ impl Counting<'_> {
         *copies += all - 1;
         if all > 1 {
             for (scopes, group_of) in side.scopes.iter_mut().zip(self.by) {
-                groups.clear();
-                groups.extend(members.iter().map(|member| group_of[member.process as usize]));
-                groups.sort_unstable();
-                groups.dedup();
+                let of = |member: &Member| group_of[member.process as usize];
+                let first = of(&members[0]);
+                let mut owners = 1;
+                if processes > 1 && members.iter().any(|member| of(member) != first) {
+                    groups.clear();
+                    groups.extend(members.iter().map(of));
+                    groups.sort_unstable();
+                    groups.dedup();
+                    owners = groups.len() as u64;
+                }
                 scopes.within_process += all - processes;
-                scopes.within_group += processes - groups.len() as u64;
-                scopes.between_groups += groups.len() as u64 - 1;
+                scopes.within_group += processes - owners;
+                scopes.between_groups += owners - 1;
             }
         }
         let taken = |takes: &dyn Fn(&Member) -> bool| members.iter().filter(|member| takes(member)).count() as u64;

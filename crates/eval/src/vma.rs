@@ -1,10 +1,10 @@
 //! What a mapping is for, and who would merge its pages.
 
 use kernel::{Range, VmaUse};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a mapping is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VmaKind {
     /// What brk gave.
@@ -82,6 +82,23 @@ pub(crate) fn is_store(vma: &VmaUse) -> bool {
     !vma.vma.shared && vma.vma.inode != 0 && vma.vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold")
 }
 
+/// All words of [`ksm_refuses`] and [`store_refuses`].
+pub(crate) const REFUSALS: [&str; 13] = [
+    "hugetlb",
+    "shared",
+    "droppable",
+    "device",
+    "special",
+    "file",
+    "stack",
+    "protection",
+    "locked",
+    "wipe_on_fork",
+    "sealed",
+    "tagged",
+    "protection_key",
+];
+
 /// Why the kernel's KSM leaves a mapping alone whatever is advised (mm/ksm.c, `vma_ksm_compatible`), or `None` where it
 /// would take its anonymous pages. madvise(MADV_MERGEABLE) returns success all the same.
 #[must_use]
@@ -112,7 +129,7 @@ pub fn store_refuses(vma: &VmaUse) -> Option<&'static str> {
         () if flags.locked() => Some("locked"),
         () if flags.wipeonfork() => Some("wipe_on_fork"),
         () if flags.sealed() => Some("sealed"),
-        () if flags.shadow_stack() => Some("shadow_stack"),
+        () if flags.shadow_stack() => Some("special"),
         () if flags.tagged() => Some("tagged"),
         () if flags.contains(*b"dp") => Some("droppable"),
         () if vma.protection_key != 0 => Some("protection_key"),

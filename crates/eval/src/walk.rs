@@ -27,7 +27,7 @@ pub(crate) struct Mapping {
     /// MADV_MERGEABLE or the prctl is in force.
     pub(crate) mergeable: bool,
     /// Pages are read through /proc/PID/mem only, see [`Span::gently`].
-    gently: bool,
+    pub(crate) gently: bool,
 }
 
 /// Neighbouring pages with neighbouring numbers.

@@ -78,6 +78,17 @@ impl Content {
         Self { hash: fingerprint.high(), mark: check << (8 - CHECK_BITS) | class as u8 }
     }
 
+    /// What [`Content::hash`] and [`Content::mark`] gave; `None` for a mark that is none.
+    pub fn from_parts(hash: u64, mark: u8) -> Option<Self> {
+        let class = ContentClass::of_mark(mark)?;
+        Some(if class == ContentClass::Zero { Self::ZERO } else { Self { hash, mark } })
+    }
+
+    /// Its class and five more bits of its hash.
+    pub const fn mark(self) -> u8 {
+        self.mark
+    }
+
     /// A page of zeros.
     pub const ZERO: Self = Self { hash: 0, mark: ContentClass::Zero as u8 };
 
@@ -310,7 +321,8 @@ impl Census {
 }
 
 impl Findings {
-    fn known(&self) -> impl Iterator<Item = (usize, Content)> + '_ {
+    /// The pages that were read, by number.
+    pub fn known(&self) -> impl Iterator<Item = (usize, Content)> + '_ {
         let numbered = self.contents.iter().enumerate();
         numbered.filter_map(|(offset, content)| content.map(|content| (self.first + offset, content)))
     }

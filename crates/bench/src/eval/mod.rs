@@ -149,6 +149,8 @@ fn measure(pids: &[Pid]) -> Result<Round> {
         group_by: GroupBy::Command,
         pace: Pace { threads: 1, limit: None },
         watch: None,
+        looks: 2,
+        record: false,
         sample: None,
         near: false,
         top: 10,
