@@ -116,7 +116,10 @@ fn guess(page: &[u8]) -> ContentClass {
         let value = u64::from_ne_bytes(*word);
         zeros += usize::from(value == 0);
         pointers += usize::from(looks_like_a_pointer(value));
-        text += usize::from(word.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\t' | b'\r')));
+        // Nearly all that is no text has a byte above ASCII or a zero one, which is seen at once.
+        let ascii = value & 0x8080_8080_8080_8080 == 0 && value & 0xff != 0;
+        let is_text = ascii && word.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\t' | b'\r'));
+        text += usize::from(is_text);
     }
     if text * 4 >= seen * 3 {
         ContentClass::Text
