@@ -182,6 +182,9 @@ pub(crate) struct EvalArgs {
     /// Print one JSON document to stdout.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write the report to this file too, as one HTML page with drawings that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
     /// No progress on stderr.
     #[arg(long)]
     pub(crate) quiet: bool,

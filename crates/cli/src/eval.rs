@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::{EvalArgs, GroupByArg};
 use crate::eval_model::model_table;
+use crate::eval_html::PageFile;
 use crate::eval_table::table;
 use crate::{NOT_HERE, say};
 
@@ -19,6 +20,7 @@ const OWNERS: usize = 1000;
 
 /// Evaluates and prints.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
+    let page = args.html.as_deref().map(PageFile::open).transpose()?;
     let options = options(args);
     let snapshot = match &args.from {
         Some(file) => Ok(Snapshot::read(file, options.pace.threads)?),
@@ -50,6 +52,8 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     };
     if let Some(file) = &args.capture {
         snapshot.write(file)?;
+    if let Some(page) = &page {
+        page.write(&report)?;
     }
     if args.json {
         say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;

@@ -17,6 +17,7 @@ mod demo_worker;
 mod doctor;
 mod eval;
 mod eval_model;
+mod eval_html;
 mod eval_table;
 mod ksm_report;
 mod ksm_run;

@@ -1,4 +1,5 @@
-//! Where the summary goes: a file that is rewritten whole, or something that takes one document after the other.
+//! Where the summary goes: a file that is rewritten whole, or something that takes one document after the other. Other
+//! documents that are files are written by the same way.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -88,6 +89,17 @@ fn target(name: &Path) -> io::Result<Target> {
     Ok(Target::Stream(stream))
 }
 
+/// Makes sure that a regular file can be written under this name, or under the one that a link leads to, and says which.
+/// What is there stays as it is.
+pub(crate) fn regular(name: &Path) -> io::Result<PathBuf> {
+    let not_a_file = || io::Error::other("it is not a regular file");
+    let Place::Named(path) = resolve(name)? else { return Err(not_a_file()) };
+    if fs::metadata(&path).is_ok_and(|found| !found.is_file()) {
+        return Err(not_a_file());
+    }
+    writable(&path).map(|()| path)
+}
+
 /// Follows links to where a file is or will be.
 fn resolve(name: &Path) -> io::Result<Place> {
     let mut name = std::path::absolute(name)?;
@@ -168,7 +180,7 @@ fn writable(path: &Path) -> io::Result<()> {
 }
 
 /// Rewrites a file so that whoever reads it finds a whole document, the old or the new one.
-fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let there = fs::symlink_metadata(path).ok();
     if there.as_ref().is_some_and(|found| !found.is_file()) {
         return Err(io::Error::other("something else has taken its place"));
