@@ -164,7 +164,9 @@ impl PredictCommand {
         };
         let report = evaluate(&options, &stop)?;
         let samples = samples(&options)?;
-        let upper = report.totals.counters.duplicate_pages + report.totals.counters.zero_pages.saturating_sub(1);
+        let counters = report.totals.counters;
+        let zeros = counters.zero_pages - counters.zero_pages_in_huge;
+        let upper = counters.duplicate_pages + zeros.saturating_sub(1);
         let before = scanner.counters()?.pages_sharing;
         ensure!(before == 0, "something else on this machine is merged already ({before} pages)");
         let reached = scanner.run_until_settled(MERGED_WITHIN)?;

@@ -10,8 +10,8 @@ use kernel::Pid;
 use serde::Serialize;
 
 use crate::args::{EvalArgs, GroupByArg};
-use crate::eval_model::model_table;
 use crate::eval_html::PageFile;
+use crate::eval_model::model_table;
 use crate::eval_table::table;
 use crate::{NOT_HERE, say};
 
@@ -52,8 +52,9 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     };
     if let Some(file) = &args.capture {
         snapshot.write(file)?;
+    }
     if let Some(page) = &page {
-        page.write(&report)?;
+        page.write(&document.report, document.model.as_ref())?;
     }
     if args.json {
         say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use eval::{Additions, Report};
+use eval::report::NearReason;
+use eval::{Additions, ModelReport, NearCause, Report, Series};
 
+use crate::eval_model::settings_name;
 use crate::summary_file;
 
 /// The file that the page goes to.
@@ -22,11 +24,39 @@ impl PageFile {
     }
 
     /// Writes the page.
-    pub(crate) fn write(&self, report: &Report) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, report: &Report, model: Option<&ModelReport>) -> anyhow::Result<()> {
         let about = about();
-        let page = report.html(Additions { about: Some(&about), ..Additions::default() });
+        let predicted = model.map(curves);
+        let near = report.near.as_ref().map(|near| near.causes.iter().map(cause).collect::<Vec<_>>());
+        let additions = Additions { about: Some(&about), predicted: predicted.as_deref(), near: near.as_deref() };
+        let page = report.html(additions);
         summary_file::replace(&self.path, page.as_bytes())
             .with_context(|| format!("cannot write the page {}", self.name.display()))
+    }
+}
+
+/// What this machine's settings save over time, and the recommended ones, and the fastest.
+fn curves(model: &ModelReport) -> Vec<Series> {
+    let fastest = model.trials.iter().max_by_key(|trial| trial.series.get(5).map(|(_, bytes)| *bytes));
+    let chosen = model.recommended.and_then(|at| model.trials.get(at));
+    let now = model.trials.iter().find(|trial| trial.now);
+    let mut curves: Vec<Series> = Vec::new();
+    for (what, trial) in [("now", now), ("recommended", chosen), ("fastest", fastest)] {
+        let Some(trial) = trial else { continue };
+        let name = format!("{what}: {}", settings_name(trial));
+        if curves.iter().all(|curve| curve.points != trial.series) {
+            curves.push(Series { name, points: trial.series.clone() });
+        }
+    }
+    curves
+}
+
+fn cause(reason: &NearReason) -> NearCause {
+    NearCause {
+        cause: reason.cause.to_owned(),
+        pages: reason.pages_worth,
+        bytes: reason.bytes_worth,
+        remedy: reason.remedy.to_owned(),
     }
 }
 

@@ -56,14 +56,15 @@ fn row(text: &mut String, trial: &TrialReport, chosen: bool) -> fmt::Result {
     writeln!(
         text,
         "{mark} {:44} {reached:>11} {:>11} {:>7.1} s {:>7}",
-        name(trial),
+        settings_name(trial),
         bytes(trial.bytes_saved),
         trial.cpu_seconds,
         trial.full_scans
     )
 }
 
-fn name(trial: &TrialReport) -> String {
+/// The settings in a few words.
+pub(crate) fn settings_name(trial: &TrialReport) -> String {
     let rate = match trial.advisor_target_scan_time {
         Some(time) => format!("advisor, a pass in {time} s"),
         None => format!("{} pages every {} ms", trial.pages_to_scan, trial.sleep_millisecs),

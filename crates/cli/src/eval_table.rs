@@ -235,8 +235,9 @@ fn skipped(text: &mut String, report: &Report) -> fmt::Result {
 }
 
 fn shortened(name: &str, most: usize) -> String {
+    let name = eval::printable(name);
     if name.chars().count() <= most {
-        return name.to_owned();
+        return name;
     }
     name.chars().take(most - 1).chain(['…']).collect()
 }

@@ -126,7 +126,10 @@ impl Reporter<'_> {
             books.profit(page_size())
         };
         let shared_already: u64 = self.known.iter().map(|known| known.by_fork + known.by_ksm).sum();
-        let sharing = expected.ksm.duplicates + expected.ksm.zero.saturating_sub(1);
+        // A huge page is split at its first match, and its zero pages become the kernel's zero page then: they are
+        // saved, and not counted in pages_sharing.
+        let zeros = expected.ksm.zero - expected.ksm.zero_in_huge.min(expected.ksm.zero);
+        let sharing = expected.ksm.duplicates + zeros.saturating_sub(1);
         let upper = self.runs(&self.figures.mergeable);
         let runs = self.runs(&self.figures.mergeable_expected);
         Savings {

@@ -147,7 +147,8 @@ pub struct Savings {
     pub bytes_saved_ksm: i64,
     /// The same, as an upper bound.
     pub bytes_saved_ksm_upper: i64,
-    /// What `pages_sharing` should reach with `use_zero_pages` 0 and `max_page_sharing` high enough.
+    /// What `pages_sharing` should reach with `use_zero_pages` 0 and `max_page_sharing` high enough. Zero pages inside huge
+    /// pages are not in it: the kernel maps its zero page there when it splits one.
     pub pages_sharing_predicted: u64,
     /// By the page store, less its mappings, records and segments. Pages inside huge pages are left alone.
     pub bytes_saved_store: i64,

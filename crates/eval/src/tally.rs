@@ -91,6 +91,8 @@ impl Tally {
 pub(crate) struct Eligible {
     pub(crate) pages: u64,
     pub(crate) zero: u64,
+    /// Of these, inside huge pages.
+    pub(crate) zero_in_huge: u64,
     pub(crate) duplicates: u64,
     /// Contents with duplicates.
     pub(crate) shared: u64,
@@ -101,6 +103,7 @@ impl Eligible {
     fn add(&mut self, other: &Self) {
         self.pages += other.pages;
         self.zero += other.zero;
+        self.zero_in_huge += other.zero_in_huge;
         self.duplicates += other.duplicates;
         self.shared += other.shared;
         self.unique += other.unique;
@@ -109,6 +112,7 @@ impl Eligible {
     fn scale(&mut self, by: &Factors) {
         let data = by.data(self.pages - self.zero);
         self.zero = by.zero(self.zero);
+        self.zero_in_huge = by.zero(self.zero_in_huge);
         self.pages = data + self.zero;
         self.duplicates = by.duplicate(self.duplicates).min(data);
         self.shared = by.duplicate(self.shared);
@@ -523,6 +527,7 @@ impl Counting<'_> {
                 {
                     eligible.pages += one;
                     eligible.zero += one;
+                    eligible.zero_in_huge += one * u64::from(span.huge);
                 }
             }
         }

@@ -10,6 +10,7 @@ use ksm::ProcessId;
 use serde::Serialize;
 
 use crate::error::EvalError;
+use crate::printable::printable;
 
 /// Longest command line that is kept, in bytes.
 const COMMAND_LINE: usize = 240;
@@ -152,7 +153,7 @@ impl Targets {
 
 fn look_at(pid: Pid) -> Found {
     let Ok(status) = status::read(pid) else { return Found::Gone };
-    let comm = status.name.to_string_lossy().into_owned();
+    let comm = printable(&status.name.to_string_lossy());
     let Some(id) = ProcessId::of(pid.get()) else { return Found::Zombie(comm) };
     if status.vm_size.get() == 0 {
         return Found::KernelThread(comm);

@@ -28,7 +28,10 @@ fn report(watch: Option<Duration>) -> Report {
         group_by: GroupBy::Command,
         pace: Pace { threads: 2, limit: None },
         watch,
+        looks: 2,
+        record: false,
         sample: None,
+        near: false,
         top: 100,
     };
     evaluate(&options, &|_| {}).unwrap()

@@ -1,5 +1,7 @@
 //! Figures and names as words.
 
+pub(super) use crate::printable::printable as name;
+
 use std::fmt;
 
 /// A size with a unit, as the table of the terminal has it.
@@ -65,24 +67,6 @@ pub(super) fn shortened(name: &str, most: usize) -> String {
         return name.to_owned();
     }
     name.chars().take(most.saturating_sub(1)).chain(['…']).collect()
-}
-
-/// A name that a process gave itself, or its user a file: nobody can be trusted with control characters, nor with
-/// those that turn the direction of what follows.
-pub(super) fn name(name: &str) -> String {
-    let visible = |letter: char| match letter {
-        // The pictures of control characters stand in their order.
-        '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(letter)).unwrap_or(char::REPLACEMENT_CHARACTER),
-        '\x7f' => '\u{2421}',
-        '\u{80}'..='\u{9f}'
-        | '\u{61c}'
-        | '\u{200b}'..='\u{200f}'
-        | '\u{2028}'..='\u{202e}'
-        | '\u{2060}'..='\u{206f}' => char::REPLACEMENT_CHARACTER,
-        '\u{feff}' => char::REPLACEMENT_CHARACTER,
-        other => other,
-    };
-    name.chars().map(visible).collect()
 }
 
 /// A coordinate, to a hundredth of a pixel.
