@@ -15,7 +15,7 @@ pub(crate) fn model_table(model: &ModelReport) -> Result<String, fmt::Error> {
     let minutes = model.goal_seconds / 60.0;
     writeln!(
         text,
-        "  What ksmd would do if it were let loose on these pages; {} can be saved.\n",
+        "  What ksmd would do if it were let loose on these pages; at least {} last from look to look.\n",
         bytes(model.bytes_reachable)
     )?;
     let percent = model.goal_share * 100.0;
@@ -35,6 +35,12 @@ pub(crate) fn model_table(model: &ModelReport) -> Result<String, fmt::Error> {
         }
     }
     match model.recommended.and_then(|at| model.trials.get(at)) {
+        Some(trial) if trial.now => {
+            writeln!(
+                text,
+                "\n  What is set now gets there in time, with the least CPU of those compared; ksmd must run (run = 1)."
+            )?;
+        }
         Some(trial) => {
             writeln!(text, "\n  Recommended, since it takes the least CPU of those that get there in time:")?;
             for line in commands(trial) {

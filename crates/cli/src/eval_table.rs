@@ -8,6 +8,9 @@ use eval::report::{Owned, Scopes};
 /// Owners that a table shows.
 const SHOWN: usize = 10;
 
+/// Causes of nearly equal pages that it shows.
+const CAUSES: usize = 6;
+
 /// Everything, in the order in which one decides.
 pub(crate) fn table(report: &Report) -> Result<String, fmt::Error> {
     let mut text = String::new();
@@ -207,7 +210,7 @@ fn files(text: &mut String, report: &Report) -> fmt::Result {
 fn near(text: &mut String, report: &Report) -> fmt::Result {
     let Some(near) = &report.near else { return Ok(()) };
     writeln!(text, "  {:42} {:>11} {:>11}", "nearly equal pages, by why they differ", "pages", "worth")?;
-    for reason in &near.causes {
+    for reason in near.causes.iter().take(CAUSES) {
         writeln!(text, "  {:42} {:>11} {:>11}", reason.cause, reason.pages, bytes(reason.bytes_worth))?;
         writeln!(text, "    -> {}", reason.remedy)?;
         if let Some(pair) = &reason.example {

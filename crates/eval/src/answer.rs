@@ -4,7 +4,9 @@ use kernel::page_size;
 use page::census::ContentClass;
 use page::profit::{KsmBooks, StoreBooks};
 
+use crate::count::{Bits, Figures, Top, count};
 use crate::estimate::estimate;
+use crate::matrix::matrix;
 use crate::near::near;
 use crate::numbers::Numbers;
 use crate::report::{
@@ -13,7 +15,7 @@ use crate::report::{
 };
 use crate::runs::Runs;
 use crate::snapshot::{Options, Snapshot};
-use crate::tally::{self, Bits, Eligible, Figures, Side, Tally};
+use crate::tally::{Eligible, Side, Tally};
 use crate::targets::GroupBy;
 use crate::vma::VmaKind;
 use crate::walk::{Known, Mapping};
@@ -31,7 +33,7 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
     let assigned = GroupBy::ALL.map(|by| by.assign(&snapshot.processes));
     let by = assigned.clone().map(|(_, of)| of);
     let watched = snapshot.waited.is_some();
-    let mut figures = tally::count(&snapshot.groups, &numbers, &by, watched, threads);
+    let mut figures = count(&snapshot.groups, &numbers, &by, watched, threads);
     let sample = options.sample.map(|sample| {
         let read = snapshot.groups.read() as u64;
         estimate(&mut figures, sample, numbers.pages(), read)
@@ -270,7 +272,7 @@ impl Reporter<'_> {
         let places: Vec<Option<usize>> =
             self.snapshot.processes.iter().map(|process| pids.iter().position(|pid| *pid == process.pid)).collect();
         let of = |process: u32| places[process as usize];
-        let pages = tally::matrix(&self.snapshot.groups, self.numbers, pids.len(), of, true, threads);
+        let pages = matrix(&self.snapshot.groups, self.numbers, pids.len(), of, true, threads);
         Matrix { pids, pages }
     }
 
@@ -283,12 +285,12 @@ impl Reporter<'_> {
         order.sort_by_key(|group| std::cmp::Reverse(share[*group]));
         order.truncate(MATRIX);
         let place = |process: u32| order.iter().position(|group| *group == of[process as usize] as usize);
-        let pages = tally::matrix(&self.snapshot.groups, self.numbers, order.len(), place, false, threads);
+        let pages = matrix(&self.snapshot.groups, self.numbers, order.len(), place, false, threads);
         GroupMatrix { by, names: order.iter().map(|group| names[*group].clone()).collect(), pages }
     }
 
     fn top_contents(&self) -> Vec<ContentReport> {
-        let of = |top: &tally::Top| {
+        let of = |top: &Top| {
             let span = self.numbers.span(top.page);
             let process = self.numbers.process_of(span.mapping);
             ContentReport {

@@ -2,9 +2,11 @@
 
 use page::unseen::{HashSubset, Interval, Sample, share};
 
+use crate::count::Figures;
 use crate::report;
+use crate::scale::Factors;
 use crate::snapshot::SampleBy;
-use crate::tally::{Factors, Figures, Side};
+use crate::tally::Side;
 
 /// Reckons the figures of a sample up to all `pages` pages, of which `read` were read.
 pub(crate) fn estimate(figures: &mut Figures, by: SampleBy, pages: u64, read: u64) -> report::Sample {

@@ -33,10 +33,12 @@
 
 mod answer;
 mod capture;
+mod count;
 mod error;
 mod estimate;
 mod files;
 mod html;
+mod matrix;
 mod model;
 mod near;
 mod numbers;
@@ -45,6 +47,7 @@ mod read;
 mod record;
 pub mod report;
 mod runs;
+mod scale;
 mod snapshot;
 mod tally;
 mod targets;

@@ -8,10 +8,10 @@ use kernel::{MemoryFile, Pid, ReadOutcome, Vaddr, maps, page_size};
 use page::near::{Cause, NearExample, NearIndex, Pointers};
 use serde::Serialize;
 
+use crate::count::Bits;
 use crate::numbers::Numbers;
 use crate::read::{Wanted, read_each};
 use crate::snapshot::Snapshot;
-use crate::tally::Bits;
 
 /// Pages that the index may hold: 20 MiB. Of more, whole groups are kept, and the rest is reckoned up.
 const PAGES_MAX: usize = 1 << 18;

@@ -19,7 +19,7 @@ use ksm::ProcessId;
 use page::Secret;
 use page::census::{Content, Findings};
 
-use crate::tally::Bits;
+use crate::count::Bits;
 use crate::targets::Process;
 use crate::walk::{Span, Walk};
 

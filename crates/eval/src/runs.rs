@@ -2,7 +2,7 @@
 
 use page::profit::StoreBooks;
 
-use crate::tally::Bits;
+use crate::count::Bits;
 use crate::walk::Walk;
 
 /// Mappings that merging may add to a process: what the broker allows itself.

@@ -52,6 +52,8 @@ struct Round {
     duplicates: u64,
     shared: u64,
     index_bytes: u64,
+    /// Most memory that this process has had until then.
+    peak_bytes: u64,
 }
 
 impl EvalCommand {
@@ -98,6 +100,12 @@ impl EvalCommand {
                 1.0,
             ),
             Ratio::new(
+                ("memory of the whole process at its peak", "bytes", Better::Less),
+                last.peak_bytes as f64,
+                ("8 B a page seen once, 64 B a shared one, 64 MiB", bound as f64),
+                1.0,
+            ),
+            Ratio::new(
                 ("accesses of two threads while they are read", "1/s", Better::More),
                 rate(&busy),
                 ("not being read", rate(&idle)),
@@ -122,6 +130,7 @@ impl EvalCommand {
                     "pages": round.pages,
                     "duplicate_pages": round.duplicates,
                     "index_bytes": round.index_bytes,
+                    "peak_bytes": round.peak_bytes,
                 })
             };
             let samples = seen.iter().map(sample).collect();
@@ -166,6 +175,7 @@ fn measure(pids: &[Pid]) -> Result<Round> {
         duplicates: counters.duplicate_pages,
         shared: counters.distinct_pages - counters.unique_pages,
         index_bytes: report.reading.index_bytes,
+        peak_bytes: kernel::sched::usage(kernel::sched::Whose::Own).max_rss.get(),
     })
 }
 

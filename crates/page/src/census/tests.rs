@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::Secret;
 
 fn secret() -> Secret {
     Secret::new([3; Secret::BYTES])
