@@ -261,6 +261,9 @@ pub struct VmaUse {
     pub flags: VmFlags,
     /// Its protection key (pkeys(7)), 0 for none; 0 too where the machine has no keys.
     pub protection_key: u32,
+    /// False if no page of it can be part of a large folio, whatever the kernel's settings; `None` if the kernel does not
+    /// say (before 5.0).
+    pub thp_eligible: Option<bool>,
 }
 
 /// All mappings of a process with their numbers and flags.
@@ -294,6 +297,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<VmaUse>, String> {
         } else if key == b"ProtectionKey" {
             let key = procfs::decimal(value).and_then(|key| key.try_into().ok());
             current.protection_key = key.ok_or_else(|| procfs::text(line))?;
+        } else if key == b"THPeligible" {
+            current.thp_eligible = procfs::decimal(value).map(|eligible| eligible != 0);
         } else {
             current.memory.take(key, value);
         }

@@ -24,6 +24,11 @@ mod words;
 /// is how long the target's own mapping calls may have to wait.
 pub const SCAN_WINDOW: Bytes = Bytes::from_mib(32);
 
+/// Regions that one call may report. The kernel collects so many before it hands them out (PM_SCAN's buffer in
+/// fs/proc/task_mmu.c). With room for more it goes on, but `walk_end` stays where the first hand-out was (seen on 6.18):
+/// whoever goes on from there gets the same regions again.
+const REGIONS_AT_ONCE: usize = 512;
+
 bitflags! {
     /// What PAGEMAP_SCAN says about a page.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -294,7 +299,7 @@ impl Pagemap {
         let mut arg = argument(range, request);
         let room = out.spare_capacity_mut();
         arg.vec = room.as_mut_ptr().addr() as u64;
-        arg.vec_len = room.len() as u64;
+        arg.vec_len = room.len().min(REGIONS_AT_ONCE) as u64;
         room.as_mut_ptr().expose_provenance();
         let found = self.ioctl(range, &mut arg)?;
         let length = out.len() + found;

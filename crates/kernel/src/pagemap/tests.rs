@@ -150,3 +150,25 @@ fn body_as_another_user() {
     let entry = Pagemap::open(Pid::this()).unwrap().entry(memory.range().start()).unwrap();
     assert!(entry.present() && entry.pfn().is_none());
 }
+
+/// Seen to fail: with room for more than 512 regions in a call, regions came twice.
+#[test]
+fn many_regions_of_one_window_come_once_each() {
+    let memory = Anonymous::new(PageCount(6000));
+    memory.advise(rustix::mm::Advice::LinuxNoHugepage);
+    for page in (0..6000).step_by(2) {
+        memory.write(page * page_size(), 1);
+    }
+    let pagemap = Pagemap::open(Pid::this()).unwrap();
+    let present = ScanRequest { mask: Category::PRESENT, ret: Category::PRESENT, ..ScanRequest::default() };
+    for capacity in [0, 100, 1024, 5000] {
+        let mut regions = Vec::with_capacity(capacity);
+        match pagemap.scan_all(memory.range(), &present, &mut regions) {
+            Err(PagemapError::NotSupported) => return println!("skipped: PAGEMAP_SCAN"),
+            result => result.unwrap(),
+        }
+        assert_eq!(regions.len(), 3000, "with room for {capacity}");
+        assert!(regions.is_sorted_by_key(|region| region.range.start()));
+        assert!(regions.iter().all(|region| region.range.pages() == PageCount(1)));
+    }
+}
