@@ -51,7 +51,9 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) fn read(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?)
+        // A name may be any bytes, or a letter of several cut in the middle.
+        let bytes = fs::read(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+        Self::parse(&String::from_utf8_lossy(&bytes))
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -83,6 +85,27 @@ mod tests {
         let stat = Stat::parse(text).unwrap();
         assert_eq!(stat.comm, "a) b (c");
         assert_eq!((stat.parent, stat.start_time, stat.alive), (7, 98765, true));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_is_a_name() {
+        let mut child = std::process::Command::new("python3")
+            .args([
+                "-c",
+                "import ctypes, sys\nctypes.CDLL(None).prctl(15, b'caf\\xc3')\nprint(flush=True)\nsys.stdin.read()",
+            ])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let Ok(child) = &mut child else {
+            println!("skipped: python3");
+            return;
+        };
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let found = ProcessId::of(i32::try_from(child.id()).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.is_some());
     }
 
     #[test]
