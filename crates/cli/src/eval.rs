@@ -13,13 +13,17 @@ use crate::args::{EvalArgs, GroupByArg};
 use crate::eval_html::PageFile;
 use crate::eval_model::model_table;
 use crate::eval_table::table;
-use crate::{NOT_HERE, say};
+use crate::{NOT_HERE, say, summary_file};
 
-/// Owners that a document has one by one; a table shows fewer.
-const OWNERS: usize = 1000;
+/// Mappings that a document has one by one; a table shows fewer.
+const VMAS: usize = 10_000;
 
 /// Evaluates and prints.
 pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &args.capture {
+        let refused = |error| anyhow::Error::new(error).context(format!("cannot write the capture {}", file.display()));
+        summary_file::regular(file).map_err(refused)?;
+    }
     let page = args.html.as_deref().map(PageFile::open).transpose()?;
     let options = options(args);
     let snapshot = match &args.from {
@@ -103,7 +107,7 @@ fn options(args: &EvalArgs) -> Options {
         // no trouble.
         sample: sample.or(args.sample.map(SampleBy::HashSpace)),
         near: args.near,
-        top: OWNERS,
+        top: VMAS,
     }
 }
 

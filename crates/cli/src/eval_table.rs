@@ -53,7 +53,7 @@ fn head(text: &mut String, report: &Report) -> fmt::Result {
         }
     }
     if let Some(sample) = &report.sample {
-        let percent = sample.fraction * 100.0;
+        let percent = (sample.fraction * 1e8).round() / 1e6;
         let what = if sample.method == "pages" { "of all pages were read" } else { "of all contents were kept" };
         writeln!(
             text,

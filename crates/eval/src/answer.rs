@@ -46,6 +46,7 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
     let chosen = GroupBy::ALL.iter().position(|by| *by == options.group_by).expect("it is one of them");
     let mut answer = Report {
         page_size: page_size(),
+        vmas_total: snapshot.walk.mappings.len() as u64,
         totals: report.totals(),
         savings: report.savings(),
         duplicates: report.scopes(&assigned),
@@ -63,7 +64,6 @@ pub(crate) fn report(snapshot: &Snapshot, options: &Options) -> Report {
         near,
     };
     answer.vmas.truncate(options.top);
-    answer.processes.truncate(options.top.max(1));
     answer
 }
 

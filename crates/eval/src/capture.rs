@@ -86,6 +86,20 @@ pub enum CaptureError {
         /// What is wrong with it.
         what: String,
     },
+    /// The file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What went wrong.
+        source: ParquetError,
+    },
+    /// Something that is not to be replaced.
+    #[error("cannot write {path}: it is not a regular file")]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+    },
     /// The snapshot has kept no contents, or only of a sample.
     #[error("a capture needs all pages, not a sample")]
     NotRecorded,
@@ -149,10 +163,14 @@ impl Snapshot {
     pub fn write(&self, path: &Path) -> Result<(), CaptureError> {
         let record = self.record.as_ref().ok_or(CaptureError::NotRecorded)?;
         let open = |source| CaptureError::Open { path: path.to_owned(), source };
-        let parquet = |source| CaptureError::Parquet { path: path.to_owned(), source };
+        if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(CaptureError::NotAFile { path: path.to_owned() });
+        }
         let beside = beside(path);
-        let file = File::create(&beside).map_err(open)?;
-        let written = self.write_rows(record, file).map_err(parquet);
+        // Not over what somebody has put there, nor through a link.
+        let file = File::options().write(true).create_new(true).open(&beside).map_err(open)?;
+        let written = self.write_rows(record, file);
+        let written = written.map_err(|source| CaptureError::Write { path: path.to_owned(), source });
         let renamed = written.and_then(|()| std::fs::rename(&beside, path).map_err(open));
         if renamed.is_err() {
             // Half a capture is none.
@@ -349,6 +367,7 @@ fn rebuild(header: Header, groups: &[Rows], threads: usize, begun: Instant) -> R
             store_refuses: refusal(mapping.store_refuses.as_deref()),
             mergeable: mapping.mergeable,
             gently: false,
+            large: false,
         });
     }
     let mut census = Census::new(pages);

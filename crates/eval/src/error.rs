@@ -64,6 +64,21 @@ pub enum EvalError {
         /// As it was given.
         comm: String,
     },
+    /// The first thread has ended, others go on: the memory is there, but not under this number.
+    #[error(
+        "the first thread of process {pid} ({comm}) has ended while others go on: its memory cannot be read by its number"
+    )]
+    LeaderEnded {
+        /// Its number.
+        pid: Pid,
+        /// Its name.
+        comm: String,
+    },
+    /// /proc shows the processes of another PID namespace, or nothing is mounted there.
+    #[error(
+        "/proc is not that of this PID namespace: run in the namespace whose processes are meant, or mount its own (unshare --mount-proc, nsenter -p -m)"
+    )]
+    ForeignProc,
     /// /proc cannot be read.
     #[error(transparent)]
     Proc(#[from] ProcError),
@@ -88,6 +103,6 @@ impl EvalError {
     /// True if a capability would do.
     #[must_use]
     pub const fn is_permission(&self) -> bool {
-        matches!(self, Self::NotPermitted { .. } | Self::Proc(ProcError::Denied { .. }))
+        matches!(self, Self::NotPermitted { .. } | Self::ForeignProc | Self::Proc(ProcError::Denied { .. }))
     }
 }

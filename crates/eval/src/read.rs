@@ -6,7 +6,12 @@
 //! words are, and pages with several users go through /proc/PID/mem, which takes references and no pins. So do pages in
 //! ranges with a userfaultfd, where process_vm_readv could wait for ever, and pages of mappings with KSM pages. Pages
 //! that are not there any more are not read: that would map the zero page, or swap in. What is left is a fork in the
-//! microseconds between the words and the read.
+//! microseconds between the words and the read, for the 512 KiB that are read at that moment.
+//!
+//! The words tell how many map a page, not whether the kernel takes it for one process's own: that is over with a fork,
+//! though the child be gone, until the page is written. A small page is given back then by the pin, in place. A part of a
+//! large folio that is not mapped as a whole is copied. So in mappings that may have large folios only pages of whole
+//! huge pages are read the fast way.
 //!
 //! Reading marks pages as used (mark_page_accessed), as any access does.
 
@@ -16,8 +21,8 @@ use std::time::{Duration, Instant};
 
 use kernel::{BatchReader, Bytes, MemoryFile, Pagemap, PagemapEntry, Pid, Range, RemoteError, Vaddr, page_size};
 use ksm::ProcessId;
-use page::Secret;
 use page::census::{Content, Findings};
+use page::{PageNumber, Secret};
 
 use crate::count::Bits;
 use crate::targets::Process;
@@ -25,10 +30,12 @@ use crate::walk::{Span, Walk};
 
 /// Pages of one job: 4 MiB of small pages, a millisecond of work.
 const JOB_PAGES: u32 = 1024;
+/// Pages whose words are read at once, right before themselves: what a fork in between can cost.
+const WINDOW: u64 = 128;
 /// Read at once, so that what is hashed is still in the cache.
 const AT_ONCE: Bytes = Bytes::from_kib(256);
 /// Pages without interest whose words are read along rather than with a call of their own.
-const GAP: u64 = 256;
+const GAP: u64 = 32;
 
 /// How to read.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +50,7 @@ pub struct Pace {
 pub(crate) type Progress<'a> = &'a (dyn Fn(Bytes, Bytes) + Sync);
 
 /// What a pass over all pages saw.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// Pages read.
     pub(crate) pages: u64,
@@ -53,6 +60,8 @@ pub(crate) struct Seen {
     pub(crate) cpu: Duration,
     /// Pages read at a second look.
     pub(crate) read_again: u64,
+    /// Places of processes that ended, or became others, while they were read.
+    pub(crate) gone: Vec<u32>,
 }
 
 /// Pages of one process whose numbers follow each other.
@@ -124,6 +133,7 @@ pub(crate) fn read_all(
                     let process = &processes[job.process as usize];
                     let mut findings = Findings::new(job.first(), job.pages());
                     if !gone[job.process as usize].load(Ordering::Relaxed) {
+                        limiter.wait_for(job.pages() as u64 * page_size());
                         let read = reader.read(job, process, |page, bytes| {
                             findings.put(page, Content::of(bytes, secret));
                         });
@@ -135,7 +145,6 @@ pub(crate) fn read_all(
                         }
                         pages.fetch_add(read.pages, Ordering::Relaxed);
                         lost.fetch_add(read.wanted.saturating_sub(read.pages), Ordering::Relaxed);
-                        limiter.spend(read.pages * page_size());
                     } else {
                         lost.fetch_add(job.pages() as u64, Ordering::Relaxed);
                     }
@@ -149,8 +158,9 @@ pub(crate) fn read_all(
             });
         }
     });
+    let gone = (0_u32..).zip(&gone).filter(|(_, gone)| gone.load(Ordering::Relaxed)).map(|(place, _)| place).collect();
     let cpu = *cpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Seen { pages: pages.into_inner(), lost: lost.into_inner(), cpu, read_again: 0 }
+    Seen { pages: pages.into_inner(), lost: lost.into_inner(), cpu, read_again: 0, gone }
 }
 
 /// Reads pages one after the other, in this thread, and shows `visit` each with its process and number.
@@ -164,8 +174,8 @@ pub(crate) fn read_each(
     let mut reader = Reader::new(wanted);
     let limiter = Limiter::new(limit);
     for job in cut(walk) {
-        let read = reader.read(&job, &processes[job.process as usize], |page, bytes| visit(job.process, page, bytes));
-        limiter.spend(read.pages * page_size());
+        limiter.wait_for(job.pages() as u64 * page_size());
+        reader.read(&job, &processes[job.process as usize], |page, bytes| visit(job.process, page, bytes));
     }
 }
 
@@ -230,68 +240,101 @@ impl<'a> Reader<'a> {
     /// process's.
     fn read(&mut self, job: &Job, process: &Process, mut visit: impl FnMut(usize, &[u8])) -> Read {
         let pid = Pid(process.pid);
-        let wanted = self.sort(job, pid);
-        let mut read = Read { wanted, ..Read::default() };
-        let mut put = |range: Range, bytes: &[u8]| {
-            let first = range.start().page_index();
-            let pages = bytes.chunks_exact(page_size() as usize);
-            for (at, page) in (first..).zip(pages) {
-                visit(number_of(job, at), page);
-                read.pages += 1;
-            }
+        let mut read = Read::default();
+        let Ok(pagemap) = Pagemap::open(pid) else {
+            return Read { wanted: job.pages() as u64, pages: 0, gone: true };
         };
-        match self.batch.read(pid, &self.fast, &mut put) {
-            Ok(totals) => read.gone = totals.gone,
-            // Rights that were lost since, as by an exec of a setuid program: it is as good as gone.
-            Err(RemoteError::Denied { .. }) => read.gone = true,
-            Err(_) => {}
-        }
-        if !self.gently.is_empty() && !read.gone {
-            read.gone = read_gently(pid, &self.gently, &mut self.buffer, &mut put);
+        let mut rest: &[Span] = &job.spans;
+        let mut inside = 0;
+        while let Some(window) = Window::next(&mut rest, &mut inside) {
+            read.wanted += self.sort(&window, &pagemap);
+            let mut put = |range: Range, bytes: &[u8]| {
+                let first = range.start().page_index();
+                let pages = bytes.chunks_exact(page_size() as usize);
+                for (at, page) in (first..).zip(pages) {
+                    visit(number_of(job, at), page);
+                    read.pages += 1;
+                }
+            };
+            match self.batch.read(pid, &self.fast, &mut put) {
+                Ok(totals) => read.gone = totals.gone,
+                // Rights that were lost since, as by an exec of a setuid program: it is as good as gone.
+                Err(RemoteError::Denied { .. }) => read.gone = true,
+                Err(_) => {}
+            }
+            if !self.gently.is_empty() && !read.gone {
+                read.gone = read_gently(pid, &self.gently, &mut self.buffer, &mut put);
+            }
+            if read.gone {
+                break;
+            }
         }
         // The number may have been given to another process in the meantime.
         let same = ProcessId::of(process.pid).is_some_and(|now| now.start_time == process.start_time);
         if !same {
-            read = Read { wanted, pages: 0, gone: true };
+            read = Read { wanted: job.pages() as u64, pages: 0, gone: true };
         }
         read
     }
 
     /// Looks which pages are still there and how each is to be read. How many are wanted.
-    fn sort(&mut self, job: &Job, pid: Pid) -> u64 {
+    fn sort(&mut self, window: &Window, pagemap: &Pagemap) -> u64 {
         self.fast.clear();
         self.gently.clear();
+        self.words.clear();
+        self.words.resize(usize::try_from(window.pages()).expect("a window's pages and gaps"), PagemapEntry(0));
+        let known = pagemap.entries(Vaddr(window.first.address(page_size())), &mut self.words).unwrap_or(0);
         let mut wanted = 0;
-        let Ok(pagemap) = Pagemap::open(pid) else { return job.pages() as u64 };
-        let mut at = 0;
-        while at < job.spans.len() {
-            // Spans that lie near each other.
-            let mut end = at + 1;
-            while end < job.spans.len() && job.spans[end].start.0 - job.spans[end - 1].range().end.0 <= GAP {
-                end += 1;
-            }
-            let near = &job.spans[at..end];
-            let first = near[0].start;
-            let length = near[near.len() - 1].range().end.0 - first.0;
-            self.words.clear();
-            self.words.resize(usize::try_from(length).expect("a job's pages and gaps"), PagemapEntry(0));
-            let address = Vaddr(first.address(page_size()));
-            let known = pagemap.entries(address, &mut self.words).unwrap_or(0);
-            for span in near {
-                for (number, page) in (span.first..).zip(span.range().iter()) {
-                    if !self.wanted.includes(number) {
-                        continue;
-                    }
-                    wanted += 1;
-                    let word = self.words[..known].get((page.0 - first.0) as usize).copied();
-                    let Some(word) = word.filter(|word| word.present() && !word.file_or_shared()) else { continue };
-                    let list = if span.gently || !word.exclusive() { &mut self.gently } else { &mut self.fast };
-                    add(list, Vaddr(page.address(page_size())));
+        for span in &window.spans {
+            for (number, page) in (span.first..).zip(span.range().iter()) {
+                if !self.wanted.includes(number) {
+                    continue;
                 }
+                wanted += 1;
+                let word = self.words[..known].get((page.0 - window.first.0) as usize).copied();
+                let Some(word) = word.filter(|word| word.present() && !word.file_or_shared()) else { continue };
+                let list = if span.gently || !word.exclusive() { &mut self.gently } else { &mut self.fast };
+                add(list, Vaddr(page.address(page_size())));
             }
-            at = end;
         }
         wanted
+    }
+}
+
+/// Spans, or parts of them, that lie near each other: no more than [`WINDOW`] pages from end to end.
+struct Window {
+    first: PageNumber,
+    spans: Vec<Span>,
+}
+
+impl Window {
+    /// Takes the next one off `rest`, of whose first span `inside` pages are taken already.
+    fn next(rest: &mut &[Span], inside: &mut u32) -> Option<Self> {
+        let first = rest.first()?.start.offset(u64::from(*inside));
+        let mut window = Self { first, spans: Vec::new() };
+        while let Some(span) = rest.first() {
+            let start = span.start.offset(u64::from(*inside));
+            let used = start.0 - first.0;
+            let near = window.spans.last().is_none_or(|last| start.0 - last.range().end.0 <= GAP);
+            if used >= WINDOW || !near {
+                break;
+            }
+            let left = span.pages - *inside;
+            let pages = left.min(u32::try_from(WINDOW - used).expect("no more than a window"));
+            window.spans.push(Span { first: span.first + *inside, pages, start, ..*span });
+            if pages < left {
+                *inside += pages;
+                break;
+            }
+            *inside = 0;
+            *rest = &rest[1..];
+        }
+        Some(window)
+    }
+
+    /// From end to end.
+    fn pages(&self) -> u64 {
+        self.spans.last().map_or(0, |last| last.range().end.0 - self.first.0)
     }
 }
 
@@ -355,7 +398,8 @@ impl Limiter {
         Self { limit, begun: Instant::now(), spent: AtomicU64::new(0) }
     }
 
-    fn spend(&self, bytes: u64) {
+    /// Waits until so many bytes more may be read.
+    fn wait_for(&self, bytes: u64) {
         let Some(limit) = self.limit else { return };
         let spent = self.spent.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let due = Duration::from_secs_f64(spent as f64 / limit.max(1) as f64);

@@ -27,6 +27,8 @@ pub struct Report {
     pub kinds: Vec<KindReport>,
     /// By process, most saved first.
     pub processes: Vec<ProcessReport>,
+    /// Mappings with private anonymous pages; the list has those that would save most.
+    pub vmas_total: u64,
     /// Mappings, most saved first.
     pub vmas: Vec<VmaReport>,
     /// How groups share with each other.

@@ -38,7 +38,7 @@ pub struct Options {
     pub sample: Option<SampleBy>,
     /// Look for nearly equal pages, and why they differ: pages without an equal are read once more.
     pub near: bool,
-    /// Owners and mappings that are reported one by one.
+    /// Mappings that are reported one by one.
     pub top: usize,
 }
 
@@ -133,6 +133,9 @@ impl Snapshot {
                 return Err(EvalError::BadFraction { given });
             }
         }
+        if !kernel::procfs::shows_this_process().unwrap_or(false) {
+            return Err(EvalError::ForeignProc);
+        }
         let begun = Instant::now();
         let mut targets = options.selection.resolve()?;
         let mut walk = Walk::new(&disjoint(&options.ranges));
@@ -193,6 +196,11 @@ impl Snapshot {
             let read = read_all(&walk, &processes, &secret, wanted, options.pace, &progress, keep);
             reading += at.elapsed();
             seen.cpu += read.cpu;
+            for place in read.gone.into_iter().filter(|place| !seen.gone.contains(place)).collect::<Vec<_>>() {
+                let process = &processes[place as usize];
+                targets.skip(process.pid, &process.comm, "ended, or could not be read any more, while it was read");
+                seen.gone.push(place);
+            }
             if again {
                 seen.read_again += read.pages;
             } else {

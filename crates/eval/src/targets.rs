@@ -76,6 +76,7 @@ enum Found {
     Gone,
     KernelThread(String),
     Zombie(String),
+    LeaderEnded(String),
     Denied(String),
 }
 
@@ -98,6 +99,7 @@ impl Selection {
                 Found::Gone => return Err(EvalError::NoSuchProcess { pid: *pid }),
                 Found::KernelThread(comm) => return Err(EvalError::KernelThread { pid: *pid, comm }),
                 Found::Zombie(comm) => return Err(EvalError::Zombie { pid: *pid, comm }),
+                Found::LeaderEnded(comm) => return Err(EvalError::LeaderEnded { pid: *pid, comm }),
                 Found::Denied(comm) => return Err(EvalError::NotPermitted { pid: *pid, comm }),
             }
             named.insert(pid.get());
@@ -137,6 +139,7 @@ impl Selection {
                 Found::Gone => targets.skip(pid, "", "ended meanwhile"),
                 Found::KernelThread(comm) => targets.skip(pid, &comm, "a thread of the kernel"),
                 Found::Zombie(comm) => targets.skip(pid, &comm, "has ended and waits for its parent"),
+                Found::LeaderEnded(comm) => targets.skip(pid, &comm, "its first thread has ended while others go on"),
                 Found::Denied(comm) => targets.skip(pid, &comm, "not permitted (CAP_SYS_PTRACE)"),
             }
         }
@@ -155,6 +158,9 @@ fn look_at(pid: Pid) -> Found {
     let Ok(status) = status::read(pid) else { return Found::Gone };
     let comm = printable(&status.name.to_string_lossy());
     let Some(id) = ProcessId::of(pid.get()) else { return Found::Zombie(comm) };
+    if status.state == b'Z' {
+        return Found::LeaderEnded(comm);
+    }
     if status.vm_size.get() == 0 {
         return Found::KernelThread(comm);
     }

@@ -28,6 +28,8 @@ pub(crate) struct Mapping {
     pub(crate) mergeable: bool,
     /// Pages are read through /proc/PID/mem only, see [`Span::gently`].
     pub(crate) gently: bool,
+    /// Its pages may be parts of large folios.
+    pub(crate) large: bool,
 }
 
 /// Neighbouring pages with neighbouring numbers.
@@ -172,7 +174,9 @@ impl Walk {
         }
         known.swapped += memory.swap.pages().get();
         if is_store(vma) {
-            known.by_partition += memory.rss.saturating_sub(memory.anonymous).pages().get();
+            // Mapped, whether touched since or not: not what is resident.
+            let size = vma.vma.range.len();
+            known.by_partition += size.saturating_sub(memory.anonymous).pages().get();
         }
         let (ksm, store) = (ksm_refuses(vma), store_refuses(vma));
         if memory.anonymous.get() == 0 || ksm.is_some() && store.is_some() {
@@ -194,17 +198,19 @@ impl Walk {
                 || vma.flags.uffd_minor()
                 || memory.ksm.get() > 0
                 || !map.read,
+            large: vma.thp_eligible != Some(false) || memory.anon_huge_pages.get() > 0,
         };
         let mut regions = std::mem::take(&mut self.regions);
         let number = u32::try_from(self.mappings.len()).expect("2^32 mappings would take more memory than there is");
         let some_shared = (memory.shared_clean + memory.shared_dirty).get() > 0 || memory.ksm.get() > 0;
-        let gently = mapping.gently;
+        let (gently, large) = (mapping.gently, mapping.large);
         let by_ksm = memory.ksm.get() > 0;
         self.mappings.push(mapping);
         let result = parts.into_iter().try_for_each(|part| {
             pagemap.scan_all(part, &anonymous_pages(), &mut regions)?;
             for region in &regions {
                 let huge = region.categories.contains(Category::HUGE);
+                let gently = gently || large && !huge;
                 if some_shared {
                     self.add_by_entries(pagemap, region.range, number, huge, gently, by_ksm)?;
                 } else {

@@ -239,7 +239,7 @@ mod tests {
             anon_huge_pages: Bytes(2),
             ..MemoryUse::default()
         };
-        VmaUse { vma: Vma { name: name.into(), shared, ..Vma::default() }, memory, flags: words, protection_key: 0 }
+        VmaUse { vma: Vma { name: name.into(), shared, ..Vma::default() }, memory, flags: words, ..VmaUse::default() }
     }
 
     #[test]

@@ -31,6 +31,10 @@ pub(crate) enum Mode {
     Fork,
     /// Asks for huge pages first.
     Huge,
+    /// Gives every second page back.
+    Holes,
+    /// Huge pages of which some small ones are given back, and then a fork whose child is gone.
+    Torn,
     /// Marks its pages mergeable.
     Mergeable,
 }
@@ -105,7 +109,7 @@ pub(crate) fn child_main() {
         unsafe { rustix::mm::madvise(memory, length, advice) }.unwrap();
     };
     match mode.as_str() {
-        "Huge" => advise(rustix::mm::Advice::LinuxHugepage),
+        "Huge" | "Torn" => advise(rustix::mm::Advice::LinuxHugepage),
         "Mergeable" => {
             advise(rustix::mm::Advice::LinuxNoHugepage);
             advise(rustix::mm::Advice::LinuxMergeable);
@@ -119,6 +123,32 @@ pub(crate) fn child_main() {
     };
     for (page, number) in numbers.iter().enumerate() {
         write(page, *number);
+    }
+    if mode == "Torn" {
+        for page in (7..numbers.len()).step_by(512) {
+            // SAFETY: a page of the mapping just made, which nobody refers to.
+            let torn = unsafe { memory.cast::<u8>().add(page * size) };
+            // SAFETY: as above.
+            unsafe { rustix::mm::madvise(torn.cast(), size, rustix::mm::Advice::LinuxDontNeed) }.unwrap();
+        }
+        // A child that is gone again: what it shared is this process's alone, and not marked so.
+        std::process::Command::new("true").status().unwrap();
+        // SAFETY: the child ends at once.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: nothing else is to be done.
+            unsafe { libc::_exit(0) };
+        }
+        // SAFETY: takes no pointer but null.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    }
+    if mode == "Holes" {
+        for page in (1..numbers.len()).step_by(2) {
+            // SAFETY: a page of the mapping just made, which nobody refers to.
+            let hole = unsafe { memory.cast::<u8>().add(page * size) };
+            // SAFETY: as above.
+            unsafe { rustix::mm::madvise(hole.cast(), size, rustix::mm::Advice::LinuxDontNeed) }.unwrap();
+        }
     }
     let mut grandchild = 0;
     if mode == "Fork" {
