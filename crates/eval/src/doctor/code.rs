@@ -81,6 +81,8 @@ codes! {
     NotMarked = "not-marked",
     /// None of its memory is mergeable, but its parent's is.
     MarkLost = "mark-lost",
+    /// pagefold's page store merges it, and keeps kernel KSM out.
+    InPartition = "in-partition",
     /// Much of its memory is not mergeable.
     PartlyMarked = "partly-marked",
     /// Its mergeable mappings hold no pages of their own.

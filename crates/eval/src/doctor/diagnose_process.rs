@@ -72,7 +72,17 @@ fn unseen(observed: &Observed, out: &mut Vec<Finding>) {
 
 fn marks(facts: &ProcessFacts, findings: &mut Findings<'_>) {
     let memory = &facts.memory;
-    if !facts.is_marked() {
+    if !facts.is_marked() && memory.stored > Bytes(0) {
+        findings.add(
+            Code::InPartition,
+            Note,
+            format!(
+                "pagefold's page store merges it: {} of it lie in a partition; kernel KSM is kept out",
+                size(memory.stored)
+            ),
+            "nothing to do; pagefold run --summary FILE tells what it saves",
+        );
+    } else if !facts.is_marked() {
         if facts.parent_marked == Some(true) {
             findings.add(
                 Code::MarkLost,

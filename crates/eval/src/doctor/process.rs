@@ -9,6 +9,7 @@ use kernel::ksm_sysfs::ksm_stat;
 use kernel::{Bytes, KsmStat, Pid, ProcError, Status, VmaUse, cgroup_memory, descriptors, program, smaps, status};
 
 use super::marked::{ProgramLayout, is_marked};
+use crate::vma::is_store;
 
 /// What a look at a process found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct MemoryKinds {
     pub stack: Bytes,
     /// It is mergeable.
     pub stack_marked: bool,
+    /// Mappings of a page store, their whole size.
+    pub stored: Bytes,
 }
 
 /// All that is known about a process.
@@ -191,6 +194,9 @@ fn kinds(vmas: &[VmaUse]) -> MemoryKinds {
     for entry in vmas {
         let VmaUse { vma, memory, flags, .. } = entry;
         let name = vma.name.to_string_lossy();
+        if is_store(entry) {
+            kinds.stored += vma.range.len();
+        }
         if flags.hugetlb() {
             kinds.hugetlb += vma.range.len();
         } else if vma.shared {

@@ -301,6 +301,11 @@ fn marks_of_a_process() {
         facts.memory = MemoryKinds { unmarked: Bytes(64 << 20), ..MemoryKinds::default() };
     };
     assert_eq!(process_with(unmarked), [(Code::NotMarked, Blocks)]);
+    let member = |facts: &mut ProcessFacts| {
+        unmarked(facts);
+        facts.memory.stored = Bytes(1 << 20);
+    };
+    assert_eq!(process_with(member), [(Code::InPartition, Note)]);
     let lost = |facts: &mut ProcessFacts| {
         unmarked(facts);
         facts.parent_marked = Some(true);

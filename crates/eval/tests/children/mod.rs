@@ -132,7 +132,7 @@ pub(crate) fn child_main() {
             unsafe { rustix::mm::madvise(torn.cast(), size, rustix::mm::Advice::LinuxDontNeed) }.unwrap();
         }
         // A child that is gone again: what it shared is this process's alone, and not marked so.
-        std::process::Command::new("true").status().unwrap();
+        Command::new("true").status().unwrap();
         // SAFETY: the child ends at once.
         let child = unsafe { libc::fork() };
         if child == 0 {
