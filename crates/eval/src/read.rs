@@ -137,6 +137,7 @@ pub(crate) fn read_all(
                         let read = reader.read(job, process, |page, bytes| {
                             findings.put(page, Content::of(bytes, secret));
                         });
+                        limiter.give_back((job.pages() as u64).saturating_sub(read.pages) * page_size());
                         if read.gone && read.pages == 0 {
                             findings.clear();
                         }
@@ -175,7 +176,8 @@ pub(crate) fn read_each(
     let limiter = Limiter::new(limit);
     for job in cut(walk) {
         limiter.wait_for(job.pages() as u64 * page_size());
-        reader.read(&job, &processes[job.process as usize], |page, bytes| visit(job.process, page, bytes));
+        let read = reader.read(&job, &processes[job.process as usize], |page, bytes| visit(job.process, page, bytes));
+        limiter.give_back((job.pages() as u64).saturating_sub(read.pages) * page_size());
     }
 }
 
@@ -396,6 +398,11 @@ struct Limiter {
 impl Limiter {
     fn new(limit: Option<u64>) -> Self {
         Self { limit, begun: Instant::now(), spent: AtomicU64::new(0) }
+    }
+
+    /// So many bytes were waited for and not read: a sample, or pages that went.
+    fn give_back(&self, bytes: u64) {
+        self.spent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Waits until so many bytes more may be read.
