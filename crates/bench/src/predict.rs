@@ -170,8 +170,9 @@ impl PredictCommand {
         let before = scanner.counters()?.pages_sharing;
         ensure!(before == 0, "something else on this machine is merged already ({before} pages)");
         let reached = scanner.run_until_settled(MERGED_WITHIN)?;
-        scanner.rest()?;
         drop(programs);
+        // max_page_sharing cannot be put back while anything is merged: ksmd has to see first that they have ended.
+        scanner.forget_the_dead()?;
         scanner.release()?;
         Ok(Outcome {
             kind,

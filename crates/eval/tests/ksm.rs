@@ -49,12 +49,11 @@ fn what_is_predicted_is_what_ksmd_reaches_and_looking_leaves_it_merged() {
         rate: Some(Rate::FLAT_OUT),
         smart_scan: Some(false),
         use_zero_pages: Some(false),
-        max_page_sharing: Some(100_000),
         ..Wanted::default()
     };
     let sharing = || Counters::read(&sysfs).unwrap().pages_sharing;
     // ksmd forgets those who have ended when it comes by.
-    let lease = Lease::acquire(&sysfs, Wanted { max_page_sharing: None, ..wanted }).unwrap();
+    let lease = Lease::acquire(&sysfs, wanted).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while sharing() > 0 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
