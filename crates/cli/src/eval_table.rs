@@ -82,7 +82,8 @@ fn pages(text: &mut String, report: &Report) -> fmt::Result {
     line("duplicates, beyond the first", counters.duplicate_pages, Some(gone.duplicate_pages))?;
     for scopes in report.duplicates.iter().filter(|scopes| scopes.by == report.groups.by) {
         let lost = |stable: fn(&eval::report::ScopePages) -> u64, all: u64| {
-            scopes.stable.as_ref().map(|scope| all - stable(scope))
+            // Estimates of the three are rounded one by one.
+            scopes.stable.as_ref().map(|scope| all.saturating_sub(stable(scope)))
         };
         line("  within one process", scopes.within_process, lost(|s| s.within_process, scopes.within_process))?;
         line(&within(scopes), scopes.within_group, lost(|s| s.within_group, scopes.within_group))?;

@@ -11,11 +11,10 @@ use crate::tally::Side;
 /// Reckons the figures of a sample up to all `pages` pages, of which `read` were read.
 pub(crate) fn estimate(figures: &mut Figures, by: SampleBy, pages: u64, read: u64) -> report::Sample {
     let (factors, duplicates) = factors(&figures.all, by, pages, read);
-    if let Some(stable) = &mut figures.stable {
-        let (factors, _) = self::factors(stable, by, pages, read);
-        stable.scale(&factors);
+    // What lasted is a part of the same sample, and stays a part of the whole.
+    for side in std::iter::once(&mut figures.all).chain(&mut figures.stable) {
+        side.scale(&factors);
     }
-    figures.all.scale(&factors);
     report::Sample {
         method: match by {
             SampleBy::HashSpace(_) => "hash_space",

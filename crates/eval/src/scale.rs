@@ -65,11 +65,11 @@ impl Side {
         self.total.scale(by);
         self.mappings.iter_mut().chain(&mut self.processes).for_each(|tally| tally.scale(by));
         for scopes in &mut self.scopes {
-            scopes.within_process = by.duplicate(scopes.within_process);
-            scopes.within_group = by.duplicate(scopes.within_group);
-            // The three are to add up.
-            let others = scopes.within_process + scopes.within_group;
-            scopes.between_groups = self.total.counters.duplicate_pages.saturating_sub(others);
+            // The three are to add up, however each is rounded.
+            let duplicates = self.total.counters.duplicate_pages;
+            scopes.within_process = by.duplicate(scopes.within_process).min(duplicates);
+            scopes.within_group = by.duplicate(scopes.within_group).min(duplicates - scopes.within_process);
+            scopes.between_groups = duplicates - scopes.within_process - scopes.within_group;
         }
         for (class, (pages, copies)) in self.classes.iter_mut().enumerate() {
             let zero = class == ContentClass::Zero as usize - 1;

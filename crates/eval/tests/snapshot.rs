@@ -218,6 +218,28 @@ fn scattered_pages_come_once() {
     assert_eq!((counters.pages_scanned, counters.distinct_pages, counters.duplicate_pages), (6000, 6000, 0));
 }
 
+/// A second look at a sample says of the sample what lasted.
+///
+/// Seen to fail: what lasted was reckoned up to all that was read, so that nothing was volatile.
+#[test]
+fn a_sample_says_what_lasts() {
+    let contents: Vec<u32> = (0..8000).map(|at| 1 + at / 2).collect();
+    let (quiet, busy) = (hold(&contents, Mode::Rest), hold(&contents, Mode::Rewrite));
+    let mut options = options(&[quiet.pid(), busy.pid()], contents.len());
+    options.watch = Some(Duration::from_millis(500));
+    for sample in [pagefold_eval::SampleBy::HashSpace(0.3), pagefold_eval::SampleBy::Pages(0.3)] {
+        options.sample = Some(sample);
+        let totals = eval(&options).totals;
+        let (volatile, stable) = (totals.volatile_pages, totals.stable.unwrap());
+        // A quarter of all 16,000.
+        assert!((3_500..4_500).contains(&volatile), "{sample:?}: {volatile} in {totals:?}");
+        assert_eq!(stable.pages_scanned + volatile, totals.counters.pages_scanned);
+        // What is rewritten had no equal: all duplicates last, 2 of each of 4,000 contents.
+        assert_eq!(stable.duplicate_pages, totals.counters.duplicate_pages, "{sample:?}: {totals:?}");
+        assert!((6_000..10_000).contains(&stable.duplicate_pages), "{sample:?}: {totals:?}");
+    }
+}
+
 /// A rate is for what is read, not for what is passed over.
 ///
 /// Seen to fail: when a sample's jobs were waited for whole, this took 2.5 s.
