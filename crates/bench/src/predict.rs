@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use eval::{GroupBy, Options, Pace, SampleBy, Selection, Stage, evaluate};
+use eval::{Options, Pace, SampleBy, Selection, Stage, evaluate};
 use kernel::{Pid, ksm_sysfs};
 use rustix::process::Signal;
 use serde::Serialize;
@@ -147,15 +147,9 @@ impl PredictCommand {
         std::thread::sleep(Duration::from_secs(2));
         let options = Options {
             selection: Selection { pids: pids.clone(), children: true, ..Selection::default() },
-            ranges: Vec::new(),
-            group_by: GroupBy::Command,
             pace: Pace { threads: 2, limit: None },
             watch: Some(Duration::from_secs_f64(self.watch)),
-            looks: 2,
-            record: false,
-            sample: None,
-            near: false,
-            top: 100,
+            ..Options::default()
         };
         let stop = |stage: Stage| {
             if stage == Stage::Counting {

@@ -2,9 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use eval::{ModelReport, TrialReport};
-
-use crate::eval_table::bytes;
+use eval::{ModelReport, TrialReport, size as bytes};
 
 /// Settings that a table shows beside this machine's own and the recommended ones.
 const SHOWN: usize = 8;

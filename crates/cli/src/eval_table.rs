@@ -2,8 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
-use eval::Report;
 use eval::report::{Owned, Scopes};
+use eval::{Report, size as bytes};
 
 /// Owners that a table shows.
 const SHOWN: usize = 10;
@@ -244,16 +244,6 @@ fn shortened(name: &str, most: usize) -> String {
         return name;
     }
     name.chars().take(most - 1).chain(['…']).collect()
-}
-
-/// A size with a unit.
-pub(crate) fn bytes(bytes: u64) -> String {
-    let (value, unit) = match bytes {
-        0..1_048_576 => (bytes as f64 / 1024.0, "KiB"),
-        1_048_576..1_073_741_824 => (bytes as f64 / 1_048_576.0, "MiB"),
-        _ => (bytes as f64 / 1_073_741_824.0, "GiB"),
-    };
-    format!("{value:.1} {unit}")
 }
 
 fn signed(amount: i64) -> String {

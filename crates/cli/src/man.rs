@@ -137,15 +137,7 @@ fn the_document_on_eval_explains_every_option_and_field() {
     all_explained("evaluate.md", eval.get_opts().filter_map(clap::Arg::get_long).map(|long| format!("--{long}")));
     let options = eval::Options {
         selection: eval::Selection { pids: vec![kernel::Pid::this()], ..eval::Selection::default() },
-        ranges: Vec::new(),
-        group_by: eval::GroupBy::Command,
-        pace: eval::Pace { threads: 1, limit: None },
-        watch: None,
-        looks: 2,
-        record: false,
-        sample: None,
-        near: false,
-        top: 1,
+        ..eval::Options::default()
     };
     let report = serde_json::to_value(eval::evaluate(&options, &|_| {}).unwrap()).unwrap();
     all_explained("evaluate.md", report.as_object().unwrap().keys().cloned());

@@ -10,15 +10,15 @@ use crate::matrix::matrix;
 use crate::near::near;
 use crate::numbers::Numbers;
 use crate::report::{
-    ClassReport, ContentReport, Counters, Earning, GroupMatrix, KindReport, Matrix, Owned, ProcessReport, Report,
-    Savings, Scopes, Totals, VmaReport,
+    ClassReport, ContentReport, Earning, GroupMatrix, KindReport, Matrix, Owned, ProcessReport, Report, Savings,
+    Scopes, Totals, VmaReport,
 };
 use crate::runs::Runs;
 use crate::snapshot::{Options, Snapshot};
 use crate::tally::{Eligible, Side, Tally};
 use crate::targets::GroupBy;
 use crate::vma::VmaKind;
-use crate::walk::{Known, Mapping};
+use crate::walk::Known;
 
 /// Owners of a matrix: one bit of a word each.
 const MATRIX: usize = 24;
@@ -94,7 +94,8 @@ impl Reporter<'_> {
         let stable = self.figures.stable.as_ref().map(|side| side.total.counters);
         let mut known = Known::default();
         self.known.iter().for_each(|process| known.add(process));
-        let mergeable = self.sum(|mapping| mapping.mergeable);
+        let with_pages = self.snapshot.walk.mappings.iter().zip(&all.mappings);
+        let mergeable = with_pages.filter(|(mapping, _)| mapping.mergeable);
         Totals {
             counters: all.total.counters,
             volatile_pages: stable.map_or(0, |stable| all.total.counters.pages_scanned - stable.pages_scanned),
@@ -102,21 +103,16 @@ impl Reporter<'_> {
             volatile: stable.map(|stable| all.total.counters.without(&stable)),
             huge_pages: all.total.huge,
             duplicate_pages_in_huge: all.total.shared_content_in_huge,
-            already_shared_pages: known.by_fork + known.by_ksm + known.by_partition,
+            already_shared_pages: known.already_shared(),
             already_shared_by_fork: known.by_fork,
             already_shared_by_ksm: known.by_ksm,
             already_shared_by_partition: known.by_partition,
             swapped_pages: known.swapped,
             shared_memory_pages: known.shared_memory,
             ksm_pages: all.ksm.pages,
-            mergeable_pages: mergeable,
+            mergeable_pages: mergeable.map(|(_, tally)| tally.counters.pages_scanned).sum(),
             store_pages: all.store.pages,
         }
-    }
-
-    fn sum(&self, of: impl Fn(&Mapping) -> bool) -> u64 {
-        let mappings = self.snapshot.walk.mappings.iter().zip(&self.figures.all.mappings);
-        mappings.filter(|(mapping, _)| of(mapping)).map(|(_, tally)| tally.counters.pages_scanned).sum()
     }
 
     fn savings(&self) -> Savings {
@@ -130,7 +126,7 @@ impl Reporter<'_> {
         let shared_already: u64 = self.known.iter().map(|known| known.by_fork + known.by_ksm).sum();
         // A huge page is split at its first match, and its zero pages become the kernel's zero page then: they are
         // saved, and not counted in pages_sharing.
-        let zeros = expected.ksm.zero - expected.ksm.zero_in_huge.min(expected.ksm.zero);
+        let zeros = expected.ksm.zero.saturating_sub(expected.ksm.zero_in_huge);
         let sharing = expected.ksm.duplicates + zeros.saturating_sub(1);
         let upper = self.runs(&self.figures.mergeable);
         let runs = self.runs(&self.figures.mergeable_expected);
@@ -254,11 +250,10 @@ impl Reporter<'_> {
         let mut processes: Vec<ProcessReport> = with_earning
             .map(|(at, (process, earning))| {
                 let stable = self.figures.stable.as_ref().map(|side| &side.processes[at]);
-                let known = self.known[at];
                 ProcessReport {
                     process: process.clone(),
                     owned: self.owned(&self.figures.all.processes[at], stable),
-                    already_shared_pages: known.by_fork + known.by_ksm + known.by_partition,
+                    already_shared_pages: self.known[at].already_shared(),
                     earning_vmas: few(earning),
                 }
             })
@@ -325,9 +320,7 @@ fn best(owned: &Owned) -> u64 {
 }
 
 fn add(sum: &mut Owned, other: &Owned) {
-    let mut counters: Counters = sum.counters;
-    counters.add(&other.counters);
-    sum.counters = counters;
+    sum.counters.add(&other.counters);
     sum.shared_content_pages += other.shared_content_pages;
     sum.volatile_pages += other.volatile_pages;
     sum.bytes_saved_share += other.bytes_saved_share;

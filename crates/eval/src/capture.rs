@@ -366,8 +366,6 @@ fn rebuild(header: Header, groups: &[Rows], threads: usize, begun: Instant) -> R
             ksm_refuses: refusal(mapping.ksm_refuses.as_deref()),
             store_refuses: refusal(mapping.store_refuses.as_deref()),
             mergeable: mapping.mergeable,
-            gently: false,
-            large: false,
         });
     }
     let mut census = Census::new(pages);

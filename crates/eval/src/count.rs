@@ -212,22 +212,20 @@ impl Counting<'_> {
         let (pages, copies) = &mut side.classes[class as usize - 1];
         *pages += all;
         *copies += all - 1;
-        if all > 1 {
-            for (scopes, group_of) in side.scopes.iter_mut().zip(self.by) {
-                let of = |member: &Member| group_of[member.process as usize];
-                let first = of(&members[0]);
-                let mut owners = 1;
-                if processes > 1 && members.iter().any(|member| of(member) != first) {
-                    groups.clear();
-                    groups.extend(members.iter().map(of));
-                    groups.sort_unstable();
-                    groups.dedup();
-                    owners = groups.len() as u64;
-                }
-                scopes.within_process += all - processes;
-                scopes.within_group += processes - owners;
-                scopes.between_groups += owners - 1;
+        for (scopes, group_of) in side.scopes.iter_mut().zip(self.by) {
+            let of = |member: &Member| group_of[member.process as usize];
+            let first = of(&members[0]);
+            let mut owners = 1;
+            if processes > 1 && members.iter().any(|member| of(member) != first) {
+                groups.clear();
+                groups.extend(members.iter().map(of));
+                groups.sort_unstable();
+                groups.dedup();
+                owners = groups.len() as u64;
             }
+            scopes.within_process += all - processes;
+            scopes.within_group += processes - owners;
+            scopes.between_groups += owners - 1;
         }
         let taken = |takes: &dyn Fn(&Member) -> bool| members.iter().filter(|member| takes(member)).count() as u64;
         side.ksm.content(taken(&|member| self.numbers.ksm_takes(member.mapping)));

@@ -14,15 +14,7 @@
 //!
 //! let options = Options {
 //!     selection: Selection { pids: vec![Pid::this()], ..Selection::default() },
-//!     ranges: Vec::new(),
-//!     group_by: GroupBy::Command,
-//!     pace: Pace { threads: 1, limit: None },
-//!     watch: None,
-//!     looks: 2,
-//!     record: false,
-//!     sample: None,
-//!     near: false,
-//!     top: 10,
+//!     ..Options::default()
 //! };
 //! let report = evaluate(&options, &|_stage| {})?;
 //! let counters = report.totals.counters;
@@ -58,7 +50,7 @@ pub use capture::CaptureError;
 pub use error::EvalError;
 pub use html::{Additions, NearCause, Series};
 pub use model::{ModelError, ModelReport, TrialReport};
-pub use printable::printable;
+pub use printable::{printable, size};
 pub use read::Pace;
 pub use report::Report;
 pub use snapshot::{Options, SampleBy, Snapshot, Stage, Tell, evaluate};

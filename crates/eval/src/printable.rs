@@ -1,4 +1,4 @@
-//! Names as they can be shown.
+//! Names and sizes as they are shown, in a terminal and on the page.
 
 /// A name that a process gave itself, or its user a file: nobody can be trusted with control characters, nor with
 /// those that turn the direction of what follows.
@@ -17,4 +17,15 @@ pub fn printable(name: &str) -> String {
         other => other,
     };
     name.chars().map(visible).collect()
+}
+
+/// A size in bytes, with a unit.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    let (value, unit) = match bytes {
+        0..1_048_576 => (bytes as f64 / 1024.0, "KiB"),
+        1_048_576..1_073_741_824 => (bytes as f64 / 1_048_576.0, "MiB"),
+        _ => (bytes as f64 / 1_073_741_824.0, "GiB"),
+    };
+    format!("{value:.1} {unit}")
 }

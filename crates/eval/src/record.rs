@@ -5,16 +5,13 @@ use std::time::Duration;
 use page::census::{Content, Findings};
 use page::ksmd;
 
-/// What a page held, in 64 bits: [`ksmd::Content`]'s.
-pub(crate) type Bits64 = u64;
-
 /// Contents of all pages, look by look.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Record {
     /// Since the first look.
     pub(crate) at: Vec<Duration>,
-    /// By look and page.
-    pub(crate) looks: Vec<Vec<Bits64>>,
+    /// By look and page, as [`ksmd::Content::to_bits`] has it.
+    pub(crate) looks: Vec<Vec<u64>>,
     /// Classes at the first look, as [`Content::mark`] has them.
     pub(crate) marks: Vec<u8>,
 }
@@ -52,7 +49,7 @@ impl Record {
     }
 }
 
-fn bits(content: Content) -> Bits64 {
+fn bits(content: Content) -> u64 {
     if content == Content::ZERO {
         ksmd::Content::ZERO.to_bits()
     } else {

@@ -14,7 +14,7 @@ use crate::numbers::Numbers;
 use crate::read::{Pace, Seen, Wanted, read_all};
 use crate::record::Record;
 use crate::report::{FileDuplicates, Reading, Report};
-use crate::targets::{GroupBy, Process, Selection, Skipped};
+use crate::targets::{self, GroupBy, Process, Selection, Skipped};
 use crate::walk::{Lost, Walk};
 
 /// What to evaluate, and how.
@@ -40,6 +40,24 @@ pub struct Options {
     pub near: bool,
     /// Mappings that are reported one by one.
     pub top: usize,
+}
+
+impl Default for Options {
+    /// One look at nobody in particular, by one thread.
+    fn default() -> Self {
+        Self {
+            selection: Selection::default(),
+            ranges: Vec::new(),
+            group_by: GroupBy::default(),
+            pace: Pace { threads: 1, limit: None },
+            watch: None,
+            looks: 2,
+            record: false,
+            sample: None,
+            near: false,
+            top: 100,
+        }
+    }
 }
 
 /// How to estimate.
@@ -148,8 +166,8 @@ impl Snapshot {
                 Ok(()) => processes.push(process),
                 Err(lost) => {
                     let reason = match lost {
-                        Lost::Gone => "ended meanwhile".to_owned(),
-                        Lost::Denied => "not permitted (CAP_SYS_PTRACE)".to_owned(),
+                        Lost::Gone => targets::ENDED.to_owned(),
+                        Lost::Denied => targets::NOT_PERMITTED.to_owned(),
                         Lost::Failed(why) => why,
                     };
                     targets.skip(process.pid, &process.comm, &reason);

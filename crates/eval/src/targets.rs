@@ -12,6 +12,10 @@ use serde::Serialize;
 use crate::error::EvalError;
 use crate::printable::printable;
 
+/// Why a process is left out that has ended since it was found.
+pub(crate) const ENDED: &str = "ended meanwhile";
+/// Why one is left out that this user may not read.
+pub(crate) const NOT_PERMITTED: &str = "not permitted (CAP_SYS_PTRACE)";
 /// Longest command line that is kept, in bytes.
 const COMMAND_LINE: usize = 240;
 
@@ -70,16 +74,6 @@ pub struct Targets {
     pub skipped: Vec<Skipped>,
 }
 
-/// What a process turned out to be.
-enum Found {
-    Target(Process),
-    Gone,
-    KernelThread(String),
-    Zombie(String),
-    LeaderEnded(String),
-    Denied(String),
-}
-
 impl Selection {
     /// Finds the processes.
     ///
@@ -93,17 +87,7 @@ impl Selection {
         let all = status::processes()?;
         let mut named: BTreeSet<i32> = BTreeSet::new();
         let mut targets = Targets::default();
-        for pid in &self.pids {
-            match look_at(*pid) {
-                Found::Target(_) => {}
-                Found::Gone => return Err(EvalError::NoSuchProcess { pid: *pid }),
-                Found::KernelThread(comm) => return Err(EvalError::KernelThread { pid: *pid, comm }),
-                Found::Zombie(comm) => return Err(EvalError::Zombie { pid: *pid, comm }),
-                Found::LeaderEnded(comm) => return Err(EvalError::LeaderEnded { pid: *pid, comm }),
-                Found::Denied(comm) => return Err(EvalError::NotPermitted { pid: *pid, comm }),
-            }
-            named.insert(pid.get());
-        }
+        named.extend(self.pids.iter().map(|pid| pid.get()));
         if self.children && !self.pids.is_empty() {
             add_children(&mut named, &all);
         }
@@ -118,13 +102,11 @@ impl Selection {
             let wanted = &comm.as_bytes()[..comm.len().min(15)];
             let is_called =
                 |pid: &&Pid| status::read(**pid).is_ok_and(|status| status.name.as_encoded_bytes() == wanted);
-            let before = named.len();
             let found: Vec<i32> = all.iter().filter(is_called).map(|pid| pid.get()).collect();
             if found.is_empty() {
                 return Err(EvalError::NoSuchCommand { comm: comm.clone() });
             }
             named.extend(found);
-            debug_assert!(named.len() >= before);
         }
         if self.all {
             let this = Pid::this().get();
@@ -132,15 +114,13 @@ impl Selection {
         }
         let mut found = Vec::new();
         for pid in named {
+            let asked_for = self.pids.contains(&Pid(pid));
             match look_at(Pid(pid)) {
-                Found::Target(process) => found.push(process),
+                Ok(process) => found.push(process),
+                Err(error) if asked_for => return Err(error),
                 // Threads of the kernel are no news to whoever asks for everything.
-                Found::KernelThread(_) if self.all => {}
-                Found::Gone => targets.skip(pid, "", "ended meanwhile"),
-                Found::KernelThread(comm) => targets.skip(pid, &comm, "a thread of the kernel"),
-                Found::Zombie(comm) => targets.skip(pid, &comm, "has ended and waits for its parent"),
-                Found::LeaderEnded(comm) => targets.skip(pid, &comm, "its first thread has ended while others go on"),
-                Found::Denied(comm) => targets.skip(pid, &comm, "not permitted (CAP_SYS_PTRACE)"),
+                Err(EvalError::KernelThread { .. }) if self.all => {}
+                Err(error) => targets.skip(pid, comm_of(&error), reason_of(&error)),
             }
         }
         targets.processes = each_address_space_once(found);
@@ -154,20 +134,21 @@ impl Targets {
     }
 }
 
-fn look_at(pid: Pid) -> Found {
-    let Ok(status) = status::read(pid) else { return Found::Gone };
+/// A process that can be looked at, or why not.
+fn look_at(pid: Pid) -> Result<Process, EvalError> {
+    let status = status::read(pid).map_err(|_ended| EvalError::NoSuchProcess { pid })?;
     let comm = printable(&status.name.to_string_lossy());
-    let Some(id) = ProcessId::of(pid.get()) else { return Found::Zombie(comm) };
+    let Some(id) = ProcessId::of(pid.get()) else { return Err(EvalError::Zombie { pid, comm }) };
     if status.state == b'Z' {
-        return Found::LeaderEnded(comm);
+        return Err(EvalError::LeaderEnded { pid, comm });
     }
     if status.vm_size.get() == 0 {
-        return Found::KernelThread(comm);
+        return Err(EvalError::KernelThread { pid, comm });
     }
     match pagemap::Pagemap::open(pid) {
         Ok(_) => {}
-        Err(error) if error.is_gone() => return Found::Gone,
-        Err(_) => return Found::Denied(comm),
+        Err(error) if error.is_gone() => return Err(EvalError::NoSuchProcess { pid }),
+        Err(_) => return Err(EvalError::NotPermitted { pid, comm }),
     }
     let mut command = membership::command_line(pid).unwrap_or_default().join(" ");
     if command.len() > COMMAND_LINE {
@@ -175,7 +156,7 @@ fn look_at(pid: Pid) -> Found {
         command.truncate(cut);
         command.push('…');
     }
-    Found::Target(Process {
+    Ok(Process {
         pid: pid.get(),
         start_time: id.start_time,
         comm,
@@ -184,6 +165,28 @@ fn look_at(pid: Pid) -> Found {
         cgroup: membership::cgroup(pid).unwrap_or_else(|_| "/".to_owned()),
         shares_memory_with: Vec::new(),
     })
+}
+
+/// Whom an error is about, as far as it knows a name.
+fn comm_of(error: &EvalError) -> &str {
+    match error {
+        EvalError::Zombie { comm, .. }
+        | EvalError::LeaderEnded { comm, .. }
+        | EvalError::KernelThread { comm, .. }
+        | EvalError::NotPermitted { comm, .. } => comm,
+        _ => "",
+    }
+}
+
+/// Why a process that was found is left out, in a few words.
+fn reason_of(error: &EvalError) -> &'static str {
+    match error {
+        EvalError::Zombie { .. } => "has ended and waits for its parent",
+        EvalError::LeaderEnded { .. } => "its first thread has ended while others go on",
+        EvalError::KernelThread { .. } => "a thread of the kernel",
+        EvalError::NotPermitted { .. } => NOT_PERMITTED,
+        _ => ENDED,
+    }
 }
 
 /// Adds everything below the named ones.

@@ -26,10 +26,6 @@ pub(crate) struct Mapping {
     pub(crate) store_refuses: Option<&'static str>,
     /// MADV_MERGEABLE or the prctl is in force.
     pub(crate) mergeable: bool,
-    /// Pages are read through /proc/PID/mem only, see [`Span::gently`].
-    pub(crate) gently: bool,
-    /// Its pages may be parts of large folios.
-    pub(crate) large: bool,
 }
 
 /// Neighbouring pages with neighbouring numbers.
@@ -73,6 +69,11 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    /// Further mappings of pages that are shared, for whatever reason.
+    pub(crate) fn already_shared(&self) -> u64 {
+        self.by_fork + self.by_ksm + self.by_partition
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         self.by_fork += other.by_fork;
         self.by_ksm += other.by_ksm;
@@ -193,18 +194,14 @@ impl Walk {
             ksm_refuses: ksm,
             store_refuses: store,
             mergeable: vma.flags.mergeable(),
-            gently: vma.flags.uffd_missing()
-                || vma.flags.uffd_wp()
-                || vma.flags.uffd_minor()
-                || memory.ksm.get() > 0
-                || !map.read,
-            large: vma.thp_eligible != Some(false) || memory.anon_huge_pages.get() > 0,
         };
+        let watched = vma.flags.uffd_missing() || vma.flags.uffd_wp() || vma.flags.uffd_minor();
+        let by_ksm = memory.ksm.get() > 0;
+        let gently = watched || by_ksm || !map.read;
+        let large = vma.thp_eligible != Some(false) || memory.anon_huge_pages.get() > 0;
         let mut regions = std::mem::take(&mut self.regions);
         let number = u32::try_from(self.mappings.len()).expect("2^32 mappings would take more memory than there is");
-        let some_shared = (memory.shared_clean + memory.shared_dirty).get() > 0 || memory.ksm.get() > 0;
-        let (gently, large) = (mapping.gently, mapping.large);
-        let by_ksm = memory.ksm.get() > 0;
+        let some_shared = (memory.shared_clean + memory.shared_dirty).get() > 0 || by_ksm;
         self.mappings.push(mapping);
         let result = parts.into_iter().try_for_each(|part| {
             pagemap.scan_all(part, &anonymous_pages(), &mut regions)?;

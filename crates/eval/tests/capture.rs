@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use children::{Mode, hold, place};
 use kernel::Pid;
-use pagefold_eval::{CaptureError, GroupBy, Options, Pace, Report, Selection, Snapshot};
+use pagefold_eval::{CaptureError, Options, Pace, Report, Selection, Snapshot};
 
 #[test]
 #[ignore = "what the other tests start"]
@@ -19,14 +19,11 @@ fn options(pids: &[Pid], pages: usize) -> Options {
     Options {
         selection: Selection { pids: pids.to_vec(), ..Selection::default() },
         ranges: vec![place(pages)],
-        group_by: GroupBy::Command,
         pace: Pace { threads: 2, limit: None },
         watch: Some(Duration::from_millis(300)),
         looks: 3,
         record: true,
-        sample: None,
-        near: false,
-        top: 100,
+        ..Options::default()
     }
 }
 

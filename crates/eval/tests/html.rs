@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use browser::{Browser, count};
 use children::{Mode, hold, place};
-use pagefold_eval::{Additions, GroupBy, NearCause, Options, Pace, Report, Selection, Series, Skipped, evaluate};
+use pagefold_eval::{Additions, NearCause, Options, Pace, Report, Selection, Series, Skipped, evaluate};
 
 #[test]
 #[ignore = "what the other tests start"]
@@ -25,14 +25,9 @@ fn report(watch: Option<Duration>) -> Report {
     let options = Options {
         selection: Selection { pids: vec![one.pid(), two.pid(), three.pid()], ..Selection::default() },
         ranges: vec![place(600)],
-        group_by: GroupBy::Command,
         pace: Pace { threads: 2, limit: None },
         watch,
-        looks: 2,
-        record: false,
-        sample: None,
-        near: false,
-        top: 100,
+        ..Options::default()
     };
     evaluate(&options, &|_| {}).unwrap()
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use children::{Mode, hold, place};
 use kernel::{Pid, smaps};
 use ksm::{Counters, KsmSysfs, Lease, Rate, Wanted, check_writable};
-use pagefold_eval::{GroupBy, Options, Pace, Report, Selection, evaluate};
+use pagefold_eval::{Options, Pace, Report, Selection, evaluate};
 
 #[test]
 #[ignore = "what the other tests start"]
@@ -22,14 +22,9 @@ fn eval(pids: &[Pid], pages: usize) -> Report {
     let options = Options {
         selection: Selection { pids: pids.to_vec(), ..Selection::default() },
         ranges: vec![place(pages)],
-        group_by: GroupBy::Command,
         pace: Pace { threads: 2, limit: None },
         watch: Some(Duration::from_millis(10)),
-        looks: 2,
-        record: false,
-        sample: None,
-        near: false,
-        top: 100,
+        ..Options::default()
     };
     evaluate(&options, &|_| {}).unwrap()
 }

@@ -19,14 +19,8 @@ fn options(pids: &[Pid], pages: usize) -> Options {
     Options {
         selection: Selection { pids: pids.to_vec(), ..Selection::default() },
         ranges: vec![place(pages)],
-        group_by: GroupBy::Command,
         pace: Pace { threads: 2, limit: None },
-        watch: None,
-        looks: 2,
-        record: false,
-        sample: None,
-        near: false,
-        top: 100,
+        ..Options::default()
     }
 }
 

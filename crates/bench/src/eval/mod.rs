@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use eval::{GroupBy, Options, Pace, Selection, evaluate};
+use eval::{Options, Selection, evaluate};
 use kernel::remote::BatchReader;
 use kernel::{Category, Pagemap, Pid, Range, ScanRequest, maps};
 use serde_json::json;
@@ -152,18 +152,8 @@ fn measure(pids: &[Pid]) -> Result<Round> {
         bytes += read.read.get();
     }
     let plain = bytes as f64 / begun.elapsed().as_secs_f64();
-    let options = Options {
-        selection: Selection { pids: pids.to_vec(), ..Selection::default() },
-        ranges: Vec::new(),
-        group_by: GroupBy::Command,
-        pace: Pace { threads: 1, limit: None },
-        watch: None,
-        looks: 2,
-        record: false,
-        sample: None,
-        near: false,
-        top: 10,
-    };
+    let options =
+        Options { selection: Selection { pids: pids.to_vec(), ..Selection::default() }, ..Options::default() };
     let report = evaluate(&options, &|_| {})?;
     let counters = report.totals.counters;
     ensure!(counters.pages_scanned > 0, "nothing was read");

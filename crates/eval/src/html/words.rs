@@ -1,18 +1,8 @@
 //! Figures and names as words.
 
-pub(super) use crate::printable::printable as name;
+pub(super) use crate::printable::{printable as name, size as bytes};
 
 use std::fmt;
-
-/// A size with a unit, as the table of the terminal has it.
-pub(super) fn bytes(bytes: u64) -> String {
-    let (value, unit) = match bytes {
-        0..1_048_576 => (bytes as f64 / 1024.0, "KiB"),
-        1_048_576..1_073_741_824 => (bytes as f64 / 1_048_576.0, "MiB"),
-        _ => (bytes as f64 / 1_073_741_824.0, "GiB"),
-    };
-    format!("{value:.1} {unit}")
-}
 
 /// The same for what may be a loss.
 pub(super) fn signed(amount: i64) -> String {
