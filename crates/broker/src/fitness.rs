@@ -4,10 +4,11 @@
 //! page spins on the helper's CPU; a cgroup near `memory.high` puts the helper to sleep with pages frozen, since the
 //! penalty follows the address space; a storage daemon may be what its own memory's reclaim waits for.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use kernel::cgroup_memory::MemoryLimit;
 use kernel::sched::{Policy, policy};
-use kernel::{Pid, status};
+use kernel::{Pid, cgroup_memory, status};
 
 use crate::attendant::CHECKER;
 
@@ -65,38 +66,8 @@ fn serves_storage(descriptors: &Path) -> bool {
 /// True if a memory cgroup of the process, at any level, has less than a twentieth of its limit left.
 fn near_limit(membership: &Path, cgroups: &Path) -> bool {
     let Ok(text) = std::fs::read_to_string(membership) else { return false };
-    text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).any(|(controllers, path)| {
-        let path = path.trim_start_matches('/');
-        if controllers.is_empty() {
-            let roots = [cgroups.to_owned(), cgroups.join("unified")];
-            roots.iter().any(|root| any_level(root, path, &["memory.high", "memory.max"], "memory.current"))
-        } else if controllers.split(',').any(|controller| controller == "memory") {
-            let root = cgroups.join("memory");
-            any_level(&root, path, &["memory.limit_in_bytes"], "memory.usage_in_bytes")
-        } else {
-            false
-        }
-    })
-}
-
-fn any_level(root: &Path, path: &str, limits: &[&str], usage: &str) -> bool {
-    let mut folder: PathBuf = root.join(path);
-    loop {
-        if let Some(used) = number(&folder.join(usage)) {
-            let tight = |limit: u64| limit.saturating_sub(used) < limit / 100 * FREE_PERCENT;
-            if limits.iter().filter_map(|name| number(&folder.join(name))).any(tight) {
-                return true;
-            }
-        }
-        if folder == root || !folder.pop() || !folder.starts_with(root) {
-            return false;
-        }
-    }
-}
-
-/// The number in a file; `None` for `max` and for files that are not there.
-fn number(path: &Path) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    let tight = |set: MemoryLimit| set.limit.saturating_sub(set.used).get() < set.limit.get() / 100 * FREE_PERCENT;
+    cgroup_memory::limits(&text, cgroups).into_iter().any(tight)
 }
 
 #[cfg(test)]

@@ -36,10 +36,17 @@ pub fn nearest_limit(pid: Pid) -> Result<Option<MemoryLimit>, ProcError> {
     Ok(nearest(&String::from_utf8_lossy(&buffer), Path::new("/sys/fs/cgroup")))
 }
 
+fn nearest(membership: &str, mounted: &Path) -> Option<MemoryLimit> {
+    limits(membership, mounted).into_iter().max_by_key(MemoryLimit::percent)
+}
+
 /// A limit above this is cgroup v1's way to say that there is none (mm/page_counter.h, `PAGE_COUNTER_MAX`).
 const NO_LIMIT: u64 = 1 << 62;
 
-fn nearest(membership: &str, mounted: &Path) -> Option<MemoryLimit> {
+/// All limits that hold for a member, of all levels. `membership`: what its /proc/PID/cgroup says; `mounted`: where the
+/// groups are, /sys/fs/cgroup.
+#[must_use]
+pub fn limits(membership: &str, mounted: &Path) -> Vec<MemoryLimit> {
     let groups = membership.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let mut all = Vec::new();
     for (controllers, path) in groups {
@@ -52,7 +59,7 @@ fn nearest(membership: &str, mounted: &Path) -> Option<MemoryLimit> {
             levels(&mounted.join("memory"), path, &["memory.limit_in_bytes"], "memory.usage_in_bytes", &mut all);
         }
     }
-    all.into_iter().max_by_key(MemoryLimit::percent)
+    all
 }
 
 /// The limits of a group and of those above it.
