@@ -360,9 +360,7 @@ mod tests {
 
     #[test]
     fn one_layout_lets_workers_share_what_the_default_one_does_not() {
-        let lock =
-            std::fs::File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let _lock = ksm::host_lock().unwrap();
         let part = part_b(PartBOptions { workers: 4, quiet: true }).unwrap();
         if let Some(why) = part.skipped {
             return println!("skipped: {why}");

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use ksm::{KsmSysfs, Lease, check_writable};
+use ksm::{KsmSysfs, Lease, check_writable, host_lock};
 use serde_json::Value;
 
 const PAGEFOLD: &str = env!("CARGO_BIN_EXE_pagefold");
@@ -16,8 +16,7 @@ fn lock_ksm() -> Option<File> {
         println!("skipped: {missing}");
         return None;
     }
-    let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-    lock.lock().unwrap();
+    let lock = host_lock().unwrap();
     Lease::repair(&KsmSysfs::host()).unwrap();
     Some(lock)
 }

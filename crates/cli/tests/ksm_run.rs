@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kernel::{Pid, Pidfd, Signal};
-use ksm::{Knob, KsmSysfs, Lease, ProcessId, StatePath, Tree, check_writable};
+use ksm::{Knob, KsmSysfs, Lease, ProcessId, StatePath, Tree, check_writable, host_lock};
 use serde_json::Value;
 
 /// KSM's settings belong to the whole host: one test at a time, and put back whatever happens.
@@ -24,8 +24,7 @@ impl Host {
             println!("skipped: {missing}");
             return None;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = host_lock().unwrap();
         Lease::repair(&KsmSysfs::host()).unwrap();
         let temp = std::env::temp_dir().join(format!("pagefold-ksm-run-{}", std::process::id()));
         fs::create_dir_all(&temp).unwrap();

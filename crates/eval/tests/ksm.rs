@@ -4,12 +4,11 @@
 
 mod children;
 
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use children::{Mode, hold, place};
 use kernel::{Pid, smaps};
-use ksm::{Counters, KsmSysfs, Lease, Rate, Wanted, check_writable};
+use ksm::{Counters, KsmSysfs, Lease, Rate, Wanted, check_writable, host_lock};
 use pagefold_eval::{Options, Pace, Report, Selection, evaluate};
 
 #[test]
@@ -37,8 +36,7 @@ fn what_is_predicted_is_what_ksmd_reaches_and_looking_leaves_it_merged() {
         println!("skipped: {missing}");
         return;
     }
-    let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-    lock.lock().unwrap();
+    let _lock = host_lock().unwrap();
     let wanted = Wanted {
         run: Some(true),
         rate: Some(Rate::FLAT_OUT),

@@ -16,6 +16,7 @@
 mod drive;
 mod error;
 mod guard;
+mod host_lock;
 mod knob;
 mod ksmd;
 mod layout;
@@ -30,6 +31,7 @@ mod wanted;
 pub use drive::{Drive, Progress};
 pub use error::KsmError;
 pub use guard::{Ended, guard};
+pub use host_lock::host_lock;
 pub use kernel::ksm_sysfs::KsmSysfs;
 pub use knob::{AdvisorMode, Knob, Values};
 pub use ksmd::{Counters, Ksmd};

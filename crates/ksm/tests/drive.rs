@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pagefold_ksm::{Drive, DriveSettings, Knob, KsmSysfs, Phase, Rate, StatePath, Tree, check_writable};
+use pagefold_ksm::{Drive, DriveSettings, Knob, KsmSysfs, Phase, Rate, StatePath, Tree, check_writable, host_lock};
 
 struct Host {
     _lock: File,
@@ -23,8 +23,7 @@ impl Host {
             println!("skipped: no python3 for the processes to merge");
             return None;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = host_lock().unwrap();
         Some(Self { _lock: lock, sysfs, temp: tempfile::tempdir().unwrap() })
     }
 

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pagefold_ksm::{
-    Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard,
+    Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard, host_lock,
 };
 
 const ROOT: &str = "/sys/kernel/mm/ksm";
@@ -27,8 +27,7 @@ impl Host {
             println!("skipped: {missing}");
             return None;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = host_lock().unwrap();
         let before = Knob::ALL
             .into_iter()
             .filter_map(|knob| Some((knob, fs::read_to_string(format!("{ROOT}/{knob}")).ok()?)))

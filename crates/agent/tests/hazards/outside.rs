@@ -91,9 +91,7 @@ const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 
 impl CorePattern {
     fn plain() -> Option<Self> {
-        let mut options = std::fs::File::options();
-        let lock = options.create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = ksm::host_lock().unwrap();
         let before = std::fs::read_to_string(CORE_PATTERN).unwrap();
         if before.trim_end() == "core" {
             return Some(Self { before: None, _lock: lock });

@@ -13,8 +13,6 @@ use kernel::Signal;
 use kernel::signals::SignalFd;
 use ksm::{Counters, KsmSysfs, Ksmd, Lease, ProcessId, Rate, StatePath, Wanted};
 
-/// Who changes settings of the whole host takes this lock: tests and benchmarks do not disturb each other.
-const HOST_LOCK: &str = "/tmp/pagefold-host.lock";
 /// How often the counters are looked at.
 const LOOK: Duration = Duration::from_millis(1);
 /// For how long the counters stay as they are once ksmd has forgotten the dead.
@@ -56,8 +54,7 @@ impl Scanner {
     /// # Errors
     /// When KSM's settings cannot be changed or ksmd cannot be seen.
     pub fn acquire() -> Result<Self> {
-        let lock = File::options().create(true).truncate(false).write(true).open(HOST_LOCK).context(HOST_LOCK)?;
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context(HOST_LOCK)?;
+        let lock = ksm::host_lock().context("cannot take the lock of host-wide settings")?;
         let ksmd = Ksmd::find().context("ksmd is not to be seen here")?;
         let sysfs = KsmSysfs::host();
         ksm::check_writable(&sysfs)?;

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ksm::{Knob, KsmSysfs, Lease, check_writable};
+use ksm::{Knob, KsmSysfs, Lease, check_writable, host_lock};
 use serde_json::Value;
 
 /// KSM's settings belong to the whole host, and so does the question who has mergeable memory: one test at a time, and
@@ -21,8 +21,7 @@ impl Host {
             println!("skipped: {missing}");
             return None;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = host_lock().unwrap();
         Lease::repair(&KsmSysfs::host()).unwrap();
         let sysfs = KsmSysfs::host();
         let before =

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kernel::Pid;
 use kernel::ksm_sysfs::{KsmCounters, ksm_stat};
 use page::ksmd::{Advisor, Settings};
-use pagefold_ksm::{KsmSysfs, Ksmd, Lease, check_writable};
+use pagefold_ksm::{KsmSysfs, Ksmd, Lease, check_writable, host_lock};
 
 /// Sleeps that only a write ends.
 const ASLEEP: [&str; 2] = ["3600000", "3600001"];
@@ -34,8 +34,7 @@ impl Host {
             println!("skipped: no python3 for the processes to merge");
             return None;
         }
-        let lock = File::options().create(true).truncate(false).write(true).open("/tmp/pagefold-host.lock").unwrap();
-        lock.lock().unwrap();
+        let lock = host_lock().unwrap();
         Lease::repair(&sysfs).unwrap();
         let before = sysfs.knobs().unwrap();
         Some(Self { _lock: lock, sysfs, before, steps: 0, cpu_before: None })
