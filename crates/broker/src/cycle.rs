@@ -128,13 +128,7 @@ pub(crate) fn look(
 ) -> bool {
     let Some(range) = bytes_of(pages) else { return true };
     let mut present = Vec::new();
-    let request = ScanRequest {
-        inverted: Category::FILE | Category::PFNZERO | Category::SWAPPED,
-        mask: Category::PRESENT | Category::FILE | Category::PFNZERO | Category::SWAPPED,
-        ret: Category::HUGE,
-        ..ScanRequest::default()
-    };
-    if look.pagemap.scan_all(range, &request, &mut present).is_err() {
+    if look.pagemap.scan_all(range, &ScanRequest::own_pages(), &mut present).is_err() {
         return false;
     }
     let mut huge = HugeCount::default();

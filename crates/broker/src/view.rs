@@ -7,6 +7,7 @@ use abi::control::{Control, journal};
 use abi::mark::Keep;
 use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
+use store::mappings;
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
 pub(crate) struct Area {
@@ -231,8 +232,8 @@ fn areas_of(vmas: &[VmaUse], ranges: &[Range]) -> (Vec<(Range, Keep)>, Vec<Range
         let mut open = false;
         for vma in vmas {
             let Some(part) = vma.vma.range.intersect(range).filter(|part| !part.is_empty()) else { continue };
-            let store = is_store(vma);
-            let Some(keep) = keep_of(vma, store) else {
+            let store = mappings::is_segment(&vma.vma);
+            let Some(keep) = keep_of(vma) else {
                 unfit += part.pages().get();
                 open = false;
                 continue;
@@ -252,34 +253,12 @@ fn areas_of(vmas: &[VmaUse], ranges: &[Range]) -> (Vec<(Range, Keep)>, Vec<Range
     (areas, stored, unfit)
 }
 
-/// A private mapping of one of our segments: memfds of this name that only brokers make. A program that names its own
-/// memfd so is refused by the gate's marks.
-pub(crate) fn is_store(vma: &VmaUse) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    !vma.vma.shared && vma.vma.inode != 0 && vma.vma.name.as_bytes().starts_with(b"/memfd:pagefold")
-}
-
 /// What a replacement must keep, or `None` for memory that must be left alone.
-fn keep_of(vma: &VmaUse, store: bool) -> Option<Keep> {
-    let flags = &vma.flags;
-    let kind = vma.vma.is_private_anonymous() || store;
-    let plain = vma.vma.read && vma.vma.write && !vma.vma.shared;
-    let special = flags.locked()
-        || flags.wipeonfork()
-        || flags.io()
-        || flags.pfnmap()
-        || flags.mixedmap()
-        || flags.hugetlb()
-        || flags.growsdown()
-        || flags.sealed()
-        || flags.shadow_stack()
-        || flags.tagged()
-        || flags.contains(*b"dp")
-        // Whatever is mapped anew has none, and what the key forbids could be done there.
-        || vma.protection_key != 0;
-    if !kind || !plain || special {
+fn keep_of(vma: &VmaUse) -> Option<Keep> {
+    if mappings::refuses(vma).is_some() {
         return None;
     }
+    let flags = &vma.flags;
     let mut bits = 3 | if vma.vma.exec { 4 } else { 0 };
     for (set, bit) in
         [(flags.dontfork(), Keep::DONTFORK), (flags.dontdump(), Keep::DONTDUMP), (flags.noreserve(), Keep::NORESERVE)]
@@ -372,7 +351,7 @@ mod tests {
         assert!(!view.areas.is_empty() && !view.left_out);
         let vmas: Vec<VmaUse> = smaps::read(pid).unwrap();
         // The same process with one mapping of 100 TiB that it does not use, and one of an ordinary size.
-        let mut huge = vmas.iter().find(|vma| keep_of(vma, false).is_some()).unwrap().clone();
+        let mut huge = vmas.iter().find(|vma| keep_of(vma).is_some()).unwrap().clone();
         huge.vma.range = range(1 << 40, (100 << 40) / kernel::page_size());
         let mut small = huge.clone();
         small.vma.range = range(120 << 40, 64);
@@ -389,7 +368,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid(i32::try_from(child.id()).unwrap());
         std::thread::sleep(std::time::Duration::from_millis(200));
-        let mut vma = smaps::read(pid).unwrap().into_iter().find(|vma| keep_of(vma, false).is_some()).unwrap();
+        let mut vma = smaps::read(pid).unwrap().into_iter().find(|vma| keep_of(vma).is_some()).unwrap();
         let (mut view, mut spans) = (View::default(), Spans::new());
         for pages in [64, 32, 64, 16] {
             vma.vma.range = range(1 << 40, pages);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::Instant;
 
-use kernel::{BatchReader, Category, Launch, Launched, Pagemap, Pid, Range, ScanRequest, Vaddr, page_size};
+use kernel::{BatchReader, Launch, Launched, Pagemap, Pid, Range, ScanRequest, Vaddr, page_size};
 use page::near::{Cause, NearIndex, NearReport, Pointers};
 use page::{Fingerprint, Secret, is_zero};
 
@@ -37,14 +37,9 @@ impl Target {
     fn of(pid: Pid) -> Outcome<Self> {
         let vmas = kernel::maps::read(pid)?;
         let pagemap = Pagemap::open(pid)?;
-        let request = ScanRequest {
-            inverted: Category::FILE | Category::PFNZERO,
-            mask: Category::PRESENT | Category::FILE | Category::PFNZERO,
-            ..ScanRequest::default()
-        };
         let (mut regions, mut found) = (Vec::new(), Vec::new());
         for vma in vmas.iter().filter(|vma| !vma.shared && !vma.is_special()) {
-            pagemap.scan_all(vma.range, &request, &mut found)?;
+            pagemap.scan_all(vma.range, &ScanRequest::own_pages(), &mut found)?;
             regions.extend(found.iter().map(|region| region.range));
         }
         let pointers = Pointers::within(vmas.iter().map(|vma| (vma.range.start().get(), vma.range.end().get())));

@@ -55,5 +55,5 @@ pub use read::Pace;
 pub use report::Report;
 pub use snapshot::{Options, SampleBy, Snapshot, Stage, Tell, evaluate};
 pub use targets::{GroupBy, Process, Selection, Skipped, Targets};
-pub use vma::{VmaKind, ksm_refuses, store_refuses};
+pub use vma::{VmaKind, ksm_refuses};
 pub mod doctor;

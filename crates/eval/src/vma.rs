@@ -2,6 +2,7 @@
 
 use kernel::{Range, VmaUse};
 use serde::{Deserialize, Serialize};
+use store::mappings::is_segment;
 
 /// What a mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -53,7 +54,7 @@ impl VmaKind {
         let name = map.name.as_encoded_bytes();
         if map.inode != 0 {
             return match () {
-                () if is_store(vma) => Self::Store,
+                () if is_segment(map) => Self::Store,
                 () if map.exec => Self::FileText,
                 () if map.write => Self::FileData,
                 () => Self::FileRodata,
@@ -77,12 +78,7 @@ fn is_guard(before: &VmaUse, range: Range) -> bool {
     closed && map.inode == 0 && map.range.end() == range.start() && map.range.pages().get() <= 16
 }
 
-/// A private mapping of a segment of a page store.
-pub(crate) fn is_store(vma: &VmaUse) -> bool {
-    !vma.vma.shared && vma.vma.inode != 0 && vma.vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold")
-}
-
-/// All words of [`ksm_refuses`] and [`store_refuses`].
+/// All words of [`ksm_refuses`] and [`store::mappings::refuses`].
 pub(crate) const REFUSALS: [&str; 13] = [
     "hugetlb",
     "shared",
@@ -110,29 +106,6 @@ pub fn ksm_refuses(vma: &VmaUse) -> Option<&'static str> {
         () if flags.contains(*b"dp") => Some("droppable"),
         () if flags.io() || flags.pfnmap() || flags.mixedmap() => Some("device"),
         () if flags.contains(*b"de") || vma.vma.is_special() => Some("special"),
-        () => None,
-    }
-}
-
-/// Why the page store leaves a mapping alone, or `None`. The same properties as those that a batch refuses: what a
-/// private mapping of a segment in its place could not keep.
-#[must_use]
-pub fn store_refuses(vma: &VmaUse) -> Option<&'static str> {
-    let flags = &vma.flags;
-    match () {
-        () if flags.hugetlb() => Some("hugetlb"),
-        () if vma.vma.shared => Some("shared"),
-        () if vma.vma.is_special() || flags.io() || flags.pfnmap() || flags.mixedmap() => Some("device"),
-        () if vma.vma.inode != 0 && !is_store(vma) => Some("file"),
-        () if flags.growsdown() => Some("stack"),
-        () if !vma.vma.read || !vma.vma.write => Some("protection"),
-        () if flags.locked() => Some("locked"),
-        () if flags.wipeonfork() => Some("wipe_on_fork"),
-        () if flags.sealed() => Some("sealed"),
-        () if flags.shadow_stack() => Some("special"),
-        () if flags.tagged() => Some("tagged"),
-        () if flags.contains(*b"dp") => Some("droppable"),
-        () if vma.protection_key != 0 => Some("protection_key"),
         () => None,
     }
 }

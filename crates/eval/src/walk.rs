@@ -9,9 +9,10 @@ use std::collections::HashSet;
 use kernel::procfs::ProcError;
 use kernel::{Category, Pagemap, PagemapEntry, PagemapError, Pid, Range, ScanRequest, Vaddr, VmaUse, smaps};
 use page::{PageNumber, PageRange};
+use store::mappings;
 
 use crate::targets::Process;
-use crate::vma::{VmaKind, is_store, ksm_refuses, store_refuses};
+use crate::vma::{VmaKind, ksm_refuses};
 
 /// A mapping with anonymous pages.
 #[derive(Clone, Debug)]
@@ -123,12 +124,6 @@ impl From<PagemapError> for Lost {
     }
 }
 
-/// Pages of a mapping that are there and its own.
-fn anonymous_pages() -> ScanRequest {
-    let not = Category::FILE | Category::PFNZERO | Category::SWAPPED;
-    ScanRequest { inverted: not, mask: Category::PRESENT | not, ret: Category::HUGE, ..ScanRequest::default() }
-}
-
 impl Walk {
     /// A walk of whole processes, or of some ranges of each.
     pub(crate) fn new(only: &[Range]) -> Self {
@@ -174,12 +169,12 @@ impl Walk {
             return Ok(());
         }
         known.swapped += memory.swap.pages().get();
-        if is_store(vma) {
+        if mappings::is_segment(&vma.vma) {
             // Mapped, whether touched since or not: not what is resident.
             let size = vma.vma.range.len();
             known.by_partition += size.saturating_sub(memory.anonymous).pages().get();
         }
-        let (ksm, store) = (ksm_refuses(vma), store_refuses(vma));
+        let (ksm, store) = (ksm_refuses(vma), mappings::refuses(vma));
         if memory.anonymous.get() == 0 || ksm.is_some() && store.is_some() {
             return Ok(());
         }
@@ -204,7 +199,7 @@ impl Walk {
         let some_shared = (memory.shared_clean + memory.shared_dirty).get() > 0 || by_ksm;
         self.mappings.push(mapping);
         let result = parts.into_iter().try_for_each(|part| {
-            pagemap.scan_all(part, &anonymous_pages(), &mut regions)?;
+            pagemap.scan_all(part, &ScanRequest::own_pages(), &mut regions)?;
             for region in &regions {
                 let huge = region.categories.contains(Category::HUGE);
                 let gently = gently || large && !huge;

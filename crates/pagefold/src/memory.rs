@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use kernel::{Category, Pagemap, Pid, Range, ScanRequest, Vaddr, Vma};
+use store::mappings::is_segment;
 
 use crate::error::Error;
 
@@ -74,7 +75,7 @@ fn obstacle(range: Range, maps: &[Vma]) -> Option<(Vaddr, &'static str)> {
         let what = match vma {
             vma if vma.shared => Some("a shared mapping"),
             vma if vma.is_special() => Some("a page of the kernel's"),
-            vma if vma.inode != 0 && !is_store(vma) => Some("a mapping of a file"),
+            vma if vma.inode != 0 && !is_segment(vma) => Some("a mapping of a file"),
             _ => None,
         };
         if let Some(what) = what {
@@ -90,15 +91,10 @@ fn obstacle(range: Range, maps: &[Vma]) -> Option<(Vaddr, &'static str)> {
     }
 }
 
-/// A private mapping of the store.
-fn is_store(vma: &Vma) -> bool {
-    !vma.shared && vma.inode != 0 && vma.name.as_encoded_bytes().starts_with(b"/memfd:pagefold")
-}
-
 /// The parts of a range that show the store.
 pub(crate) fn store_mappings(range: Range) -> Vec<Range> {
     let maps = kernel::maps::read(Pid::this()).unwrap_or_default();
-    let ours = maps.iter().filter(|vma| is_store(vma));
+    let ours = maps.iter().filter(|vma| is_segment(vma));
     ours.filter_map(|vma| vma.range.intersect(&range)).filter(|part| !part.is_empty()).collect()
 }
 

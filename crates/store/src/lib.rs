@@ -51,6 +51,7 @@ mod error;
 mod fill;
 mod handout;
 mod lifetime;
+pub mod mappings;
 mod partition;
 mod processes;
 mod segments;

@@ -7,6 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use kernel::{Bytes, MemfdError, memfd, page_size};
 use page::{Fingerprint, Place, SegmentId};
 
+use crate::mappings::FILE_NAME;
+
 /// Bits of a [`SegmentId`] that number the slot; the rest count how often the slot was used.
 const SLOT_BITS: u32 = 22;
 const SLOTS: u32 = 1 << SLOT_BITS;
@@ -171,7 +173,7 @@ impl Segments {
 /// A memory file with these pages and nothing else, sealed, mode 0400, and the descriptor that can only be read. The
 /// one that could write is closed before this returns.
 pub(crate) fn make_file<'a>(pages: u32, content: impl Iterator<Item = &'a [u8]>) -> Result<OwnedFd, MemfdError> {
-    let file = memfd::create("pagefold", Bytes(u64::from(pages) * page_size()))?;
+    let file = memfd::create(FILE_NAME, Bytes(u64::from(pages) * page_size()))?;
     let mut offset = 0;
     for piece in content {
         memfd::pwrite(file.as_fd(), offset, piece)?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use eval::{Options, Selection, evaluate};
 use kernel::remote::BatchReader;
-use kernel::{Category, Pagemap, Pid, Range, ScanRequest, maps};
+use kernel::{Pagemap, Pid, Range, ScanRequest, maps};
 use serde_json::json;
 
 use crate::report::{Better, Machine, Ratio, Report};
@@ -172,11 +172,9 @@ fn measure(pids: &[Pid]) -> Result<Round> {
 /// The pages of a process that an evaluation reads.
 fn anonymous(pid: Pid) -> Result<Vec<Range>> {
     let pagemap = Pagemap::open(pid)?;
-    let not = Category::FILE | Category::PFNZERO | Category::SWAPPED;
-    let request = ScanRequest { inverted: not, mask: Category::PRESENT | not, ..ScanRequest::default() };
     let (mut ranges, mut regions) = (Vec::new(), Vec::new());
     for vma in maps::read(pid)?.iter().filter(|vma| !vma.shared && vma.read && !vma.is_special()) {
-        pagemap.scan_all(vma.range, &request, &mut regions)?;
+        pagemap.scan_all(vma.range, &ScanRequest::own_pages(), &mut regions)?;
         ranges.extend(regions.iter().map(|region| region.range));
     }
     Ok(ranges)

@@ -9,7 +9,7 @@ use kernel::ksm_sysfs::ksm_stat;
 use kernel::{Bytes, KsmStat, Pid, ProcError, Status, VmaUse, cgroup_memory, descriptors, program, smaps, status};
 
 use super::marked::{ProgramLayout, is_marked};
-use crate::vma::is_store;
+use store::mappings::is_segment;
 
 /// What a look at a process found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +194,7 @@ fn kinds(vmas: &[VmaUse]) -> MemoryKinds {
     for entry in vmas {
         let VmaUse { vma, memory, flags, .. } = entry;
         let name = vma.name.to_string_lossy();
-        if is_store(entry) {
+        if is_segment(vma) {
             kinds.stored += vma.range.len();
         }
         if flags.hugetlb() {

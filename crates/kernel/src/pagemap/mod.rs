@@ -77,6 +77,14 @@ pub struct ScanRequest {
 }
 
 impl ScanRequest {
+    /// Report the pages that are a process's own: present, and neither a file's nor the zero page. With what says whether
+    /// they are part of a huge page.
+    #[must_use]
+    pub fn own_pages() -> Self {
+        let not = Category::FILE | Category::PFNZERO | Category::SWAPPED;
+        Self { inverted: not, mask: Category::PRESENT | not, ret: Category::HUGE, ..Self::default() }
+    }
+
     /// Report pages written since they were last protected, and protect them again.
     #[must_use]
     pub fn collect_written() -> Self {
