@@ -13,11 +13,13 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 7;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
 pub const RANGES_MAX: usize = 128;
+/// Pieces of the agent's own code: its image, and trampolines near each object that it has patched.
+pub const OWN_CODE_MAX: usize = 5;
 /// Threads whose robust lists are looked up; a process with more is left alone.
 pub const HEADS_MAX: usize = 1024;
 
@@ -125,6 +127,32 @@ pub struct Ask {
     pub start: AtomicU64,
     /// Byte behind the range.
     pub end: AtomicU64,
+}
+
+/// States of [`Code::state`].
+pub mod code {
+    /// Nobody asks.
+    pub const IDLE: u32 = 0;
+    /// A thread of the program waits for the answer.
+    pub const ASKED: u32 = 1;
+    /// It may be mapped.
+    pub const ADMITTED: u32 = 2;
+    /// Nobody knows what it does: nothing may be merged when it is there.
+    pub const REFUSED: u32 = 3;
+    /// [`super::Code::fd`] of code that lies in no file.
+    pub const NO_FILE: u32 = u32::MAX;
+}
+
+/// A question of the program's threads to the broker, before code is mapped that was not there when the program was
+/// judged: could it change mappings by itself?
+#[repr(C)]
+pub struct Code {
+    /// One of [`code`]; both sides sleep on it.
+    pub state: AtomicU32,
+    /// Thread id of whoever asks, 0 for nobody.
+    pub owner: AtomicU32,
+    /// Descriptor of the file, in the program's table, or [`code::NO_FILE`].
+    pub fd: AtomicU32,
 }
 
 /// A range that the program handed over.
@@ -275,9 +303,10 @@ pub struct Control {
     /// 1 while the helper puts frozen pages back, having seen that no fork is being dealt with. One that begins just
     /// then is not dealt with before this is over: its child gets what the parent's places hold.
     pub thawing: AtomicU32,
-    /// 1 while the broker registers memory for the tracking of writes. That takes the waiting off a window that is
-    /// registered for a batch, so a batch does not begin meanwhile, and the broker does not do it during one.
-    pub tracking: AtomicU32,
+    /// Code that is about to be mapped.
+    pub code: Code,
+    /// The agent's own code, which is not to be judged.
+    pub own_code: [RangeSlot; OWN_CODE_MAX],
 }
 
 impl core::fmt::Debug for Control {

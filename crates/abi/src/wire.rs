@@ -74,6 +74,27 @@ pub enum Message {
         /// Entries that were finished.
         count: u32,
     },
+    /// Broker: put this memory under management, if it is still private anonymous memory that can be written. No answer:
+    /// the table of ranges tells.
+    Adopt {
+        /// First byte.
+        start: u64,
+        /// Byte behind the range.
+        end: u64,
+    },
+    /// Broker: register this memory for the tracking of writes, if all of it still is managed. No answer: the next look
+    /// tells.
+    Track {
+        /// First byte.
+        start: u64,
+        /// Byte behind the range.
+        end: u64,
+    },
+    /// Broker, instead of `Welcome`: this program is not managed, and no child of its own code will be.
+    Unwanted,
+    /// Broker, at its end: nothing is merged any more, but give back what the program asks for. The helper says the same
+    /// once no memory is registered any more, or leaves.
+    Stay,
     /// Broker: leave.
     Leave,
     /// Helper, instead of `Hello`: I do not come, since a program would notice whose child I should become.
@@ -103,6 +124,10 @@ impl Message {
             Self::Done { count } => [8, count.into(), 0, 0, 0, 0, 0, 0],
             Self::Leave => [9, 0, 0, 0, 0, 0, 0, 0],
             Self::Declined { member, token } => [10, member.into(), token.0, token.1, 0, 0, 0, 0],
+            Self::Adopt { start, end } => [11, start, end, 0, 0, 0, 0, 0],
+            Self::Unwanted => [13, 0, 0, 0, 0, 0, 0, 0],
+            Self::Stay => [14, 0, 0, 0, 0, 0, 0, 0],
+            Self::Track { start, end } => [12, start, end, 0, 0, 0, 0, 0],
         };
         let mut packet = [0; PACKET];
         let (chunks, _) = packet.as_chunks_mut::<8>();
@@ -139,6 +164,10 @@ impl Message {
             8 => Self::Done { count: short(1) },
             9 => Self::Leave,
             10 => Self::Declined { member: short(1), token: Token(word(2), word(3)) },
+            11 => Self::Adopt { start: word(1), end: word(2) },
+            12 => Self::Track { start: word(1), end: word(2) },
+            13 => Self::Unwanted,
+            14 => Self::Stay,
             _ => return None,
         })
     }
@@ -166,6 +195,10 @@ mod tests {
             Message::Retire { index: 7 },
             Message::Run,
             Message::Done { count: 9 },
+            Message::Adopt { start: 1 << 40, end: 1 << 41 },
+            Message::Track { start: 1 << 40, end: 1 << 41 },
+            Message::Unwanted,
+            Message::Stay,
             Message::Leave,
             Message::Declined { member: 2, token: Token(6, 7) },
         ];

@@ -8,9 +8,9 @@
 //! their place (the advice would uncover the store's content), before WIPEONFORK and a protection key they get their own
 //! copies back, and the properties that /proc does not show are written down as they change.
 
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use abi::control::{ask, stop};
+use abi::control::{Control, ask, stop};
 use abi::mark::{Keep, Mark};
 use abi::uapi::UffdioRegister;
 
@@ -19,8 +19,8 @@ use crate::handover::{self, UNMERGE_TRIES, unmergeable};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
-use crate::table::{Locked, Piece};
-use crate::{adoption, child, mremap, spawn};
+use crate::table::{Locked, Piece, Table};
+use crate::{adoption, child, mremap, scope, spawn};
 
 /// The registers of a call, in the order in which the stub saves them.
 #[repr(C)]
@@ -50,7 +50,7 @@ impl Registers {
     }
 }
 
-const USER_END: u64 = 1 << 47;
+pub(crate) const USER_END: u64 = 1 << 47;
 /// How often the mappings are read that must be known.
 const LOOKS: u32 = 3;
 const FUTEX: u64 = nr::FUTEX;
@@ -59,10 +59,12 @@ const SHM_REMAP: u64 = 0o40000;
 /// Every gated call ends up here.
 pub extern "C" fn dispatch(registers: &mut Registers) {
     child::notice();
-    registers.rax = handle(registers) as u64;
+    let result = if STATE.all.load(SeqCst) == 0 { known(registers) } else { scope::handle(registers) };
+    registers.rax = result as u64;
 }
 
-fn handle(call: &Registers) -> i64 {
+/// A call, with what its range has of managed memory.
+pub(crate) fn known(call: &Registers) -> i64 {
     let given = reach(call.rdi, call.rsi);
     match call.rax {
         nr::MADVISE => madvise(call, given),
@@ -104,7 +106,7 @@ pub(crate) fn span(start: u64, len: u64) -> Option<(u64, u64)> {
 }
 
 /// As [`span`], where a length may go on behind the end of all addresses: most calls do what they can and then refuse.
-fn reach(start: u64, len: u64) -> Option<(u64, u64)> {
+pub(crate) fn reach(start: u64, len: u64) -> Option<(u64, u64)> {
     let end = start.checked_add(page_up(len))?;
     span(start, end.min(USER_END).checked_sub(start)?)
 }
@@ -131,7 +133,7 @@ fn touches(range: Option<(u64, u64)>) -> Option<(u64, u64)> {
 
 /// A call after which something else, or nothing, is mapped in the range.
 fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
-    let Some((start, end)) = touches(range) else { return call.raw() };
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
     gated(|locked| {
         STATE.layout_changes();
         locked.prepare_to_disown(start, end);
@@ -146,7 +148,7 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
 
 /// mprotect, and pkey_mprotect without a key.
 fn protect(call: &Registers, range: Option<(u64, u64)>) -> i64 {
-    let Some((start, end)) = touches(range) else { return call.raw() };
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
     gated(|_| {
         STATE.layout_changes();
         let result = call.raw();
@@ -177,7 +179,7 @@ fn protect(call: &Registers, range: Option<(u64, u64)>) -> i64 {
 
 /// DONTFORK, DONTDUMP and their opposites: `how` is what they do to a mark.
 fn advised(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Keep) -> i64 {
-    let Some((start, end)) = touches(range) else { return call.raw() };
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
     gated(|_| {
         STATE.layout_changes();
         let result = call.raw();
@@ -203,7 +205,7 @@ fn advised(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Ke
 
 /// A call that only plain memory bears: the range gets its own copies back first. `error` is the answer if it cannot.
 fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
-    let Some((start, end)) = touches(range) else { return call.raw() };
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
     for _ in 0..UNMERGE_TRIES {
         if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
             return -error;
@@ -236,7 +238,7 @@ fn let_code_in(fd: u64) -> bool {
 }
 
 /// Un-merges every managed range. Something that keeps pages from being merged again must have been said before.
-fn unmerge_all() -> bool {
+pub(crate) fn unmerge_all() -> bool {
     let mut at = 0;
     while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
         if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
@@ -288,7 +290,7 @@ fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
         (advice::MERGEABLE, Some((start, end))) => handover::advise_mergeable(call, start, end),
         (advice::UNMERGEABLE, Some((start, end))) => handover::advise_unmergeable(call, start, end),
         (advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL, _) => {
-            let Some((start, end)) = touches(range) else { return call.raw() };
+            let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
             gated(|_| discard(call, start, end))
         }
         (advice::REMOVE, _) => {
@@ -405,34 +407,13 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
             return true;
         }
         // A forked child: it has the marks of its parent, but no helper.
-        let mask = sys::block_signals();
-        let locked = STATE.table.lock();
-        if spawn::start_helper() {
-            publish();
-        }
-        drop(locked);
-        sys::restore_signals(mask);
+        bring_helper(|table| Some(table.lock()));
     }
     let Some(control) = STATE.control() else { return false };
-    let tid = sys::gettid();
-    let alive = || {
-        let helper = control.helper.load(SeqCst);
-        helper != 0 && sys::exists(helper)
-    };
-    if !alive() {
+    if !is_served(control) {
         return STATE.table.next_merged(start, end).is_none();
     }
-    loop {
-        match control.ask.owner.compare_exchange(0, tid, SeqCst, SeqCst) {
-            Ok(_) => break,
-            Err(owner) if !sys::exists(owner) => {
-                let _ = control.ask.owner.compare_exchange(owner, 0, SeqCst, SeqCst);
-            }
-            Err(owner) => {
-                sys::futex_wait(&control.ask.owner, owner, 50_000_000);
-            }
-        }
-    }
+    take_turn(&control.ask.owner, |_| true);
     control.ask.start.store(start, SeqCst);
     control.ask.end.store(end, SeqCst);
     control.ask.state.store(ask::ASKED, SeqCst);
@@ -440,27 +421,71 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
     let done = loop {
         match control.ask.state.load(SeqCst) {
             ask::DONE => break true,
-            ask::ASKED if alive() => {
+            ask::ASKED if is_served(control) => {
                 sys::futex_wait(&control.ask.state, ask::ASKED, 100_000_000);
             }
             _ => break false,
         }
     };
     control.ask.state.store(ask::IDLE, SeqCst);
-    control.ask.owner.store(0, SeqCst);
-    sys::futex_wake(&control.ask.owner);
+    end_turn(&control.ask.owner);
     done
 }
 
+/// Starts the helper, if there is none, under the table's lock; not at all if that is not to be had.
+pub(crate) fn bring_helper(lock: impl FnOnce(&'static Table) -> Option<Locked<'static>>) {
+    let mask = sys::block_signals();
+    if let Some(locked) = lock(&STATE.table) {
+        if spawn::start_helper() {
+            publish();
+        }
+        drop(locked);
+    }
+    sys::restore_signals(mask);
+}
+
+/// True if a helper is there.
+pub(crate) fn is_served(control: &Control) -> bool {
+    let helper = control.helper.load(SeqCst);
+    helper != 0 && sys::exists(helper)
+}
+
+/// Waits until the calling thread is the one that asks something of the other side: `owner` holds its id then. `false` if
+/// `wait_for` says of whoever asks now that he is not to be waited for.
+pub(crate) fn take_turn(owner: &AtomicU32, wait_for: impl Fn(u32) -> bool) -> bool {
+    const LOOK_NS: u64 = 50_000_000;
+    let tid = sys::gettid();
+    while let Err(other) = owner.compare_exchange(0, tid, SeqCst, SeqCst) {
+        if !wait_for(other) {
+            return false;
+        }
+        if sys::exists(other) {
+            sys::futex_wait(owner, other, LOOK_NS);
+        } else {
+            let _ = owner.compare_exchange(other, 0, SeqCst, SeqCst);
+        }
+    }
+    true
+}
+
+/// It has asked, and heard.
+pub(crate) fn end_turn(owner: &AtomicU32) {
+    owner.store(0, SeqCst);
+    sys::futex_wake(owner);
+}
+
 fn brk(call: &Registers) -> i64 {
-    if call.rdi == 0 || STATE.table.is_empty() {
+    if call.rdi == 0 || STATE.manages_nothing() {
         return call.raw();
     }
     // SAFETY: asks where the heap ends.
     let current = unsafe { sys!(nr::BRK, 0) } as u64;
     let (new_end, old_end) = (page_up(call.rdi), page_up(current));
-    if new_end >= old_end || !STATE.table.overlaps(new_end, old_end) {
+    if new_end >= old_end {
         return call.raw();
+    }
+    if !STATE.table.overlaps(new_end, old_end) {
+        return scope::past(call, [Some((new_end, old_end)), None]);
     }
     gated(|locked| {
         STATE.layout_changes();
@@ -474,7 +499,7 @@ fn brk(call: &Registers) -> i64 {
 }
 
 fn shmat(call: &Registers) -> i64 {
-    if call.rdx & SHM_REMAP == 0 || call.rsi == 0 || STATE.table.is_empty() {
+    if call.rdx & SHM_REMAP == 0 || call.rsi == 0 || STATE.manages_nothing() {
         return call.raw();
     }
     // struct shmid64_ds: the size stands behind ipc64_perm.
@@ -491,7 +516,7 @@ fn process_madvise(call: &Registers) -> i64 {
         call.r10 & 0xffff_ffff,
         advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL
     );
-    if !destructive || STATE.table.is_empty() {
+    if !destructive || STATE.manages_nothing() {
         return call.raw();
     }
     // Only its own memory can be advised in this way (6.13), so every range is the program's.

@@ -6,6 +6,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
+use crate::spawn;
 use crate::state::STATE;
 use crate::sys::{self, advice, nr, sys};
 
@@ -38,6 +39,8 @@ pub(crate) fn notice() {
     // A copy. The first thread tidies up, others wait for it.
     if word.compare_exchange(0, 2, SeqCst, SeqCst).is_ok() {
         STATE.forget_helper();
+        // The parent's may have been another thread's than the one that is the main thread here.
+        spawn::learn_tid_word();
         word.store(1, SeqCst);
     } else {
         let mut turns = 0;

@@ -12,7 +12,7 @@ use crate::sys::{self, errno};
 /// How long a fork's event may stay unread once the broker is gone: the guardian reads it at once.
 const FORK_WITHIN_NS: u64 = 2_000_000_000;
 /// Pause between two looks at it.
-pub(crate) const FORK_PAUSE_NS: u64 = 50_000;
+const FORK_PAUSE_NS: u64 = 50_000;
 
 /// Patience with whoever is to read a fork's event. While the broker is there it is without end, since the child would
 /// read zeros, and a broker that is stopped or swapped out comes back.
@@ -64,7 +64,7 @@ impl Space {
 
     /// The kernel answers EAGAIN to every copy, before it looks at what is to be copied (here: nothing), while an event
     /// of a fork has not been read. From then on the reader says that it is at work.
-    fn fork_is_pending(&self) -> bool {
+    pub(crate) fn fork_is_pending(&self) -> bool {
         let mut request = UffdioCopy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
         self.ioctl(self.uffd, UFFDIO_COPY, (&raw mut request) as u64) == -errno::EAGAIN
             || self.control.filling.load(SeqCst) != 0

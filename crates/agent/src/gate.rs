@@ -89,6 +89,21 @@ pub(crate) fn close(control: &Control) -> bool {
     true
 }
 
+/// Does something small with the gate closed. `None` if readers are inside for too long.
+pub(crate) fn while_closed<T>(control: &'static Control, act: impl FnOnce(&'static Control) -> T) -> Option<T> {
+    const TRIES: u32 = 20;
+    const PAUSE_NS: u64 = 500_000;
+    for _ in 0..TRIES {
+        if close(control) {
+            let done = act(control);
+            open(control);
+            return Some(done);
+        }
+        sys::sleep_ns(PAUSE_NS);
+    }
+    None
+}
+
 /// Opens the gate and wakes every reader that waits.
 pub(crate) fn open(control: &Control) {
     control.gate.writer.store(0, SeqCst);

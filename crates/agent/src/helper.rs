@@ -3,11 +3,13 @@
 //! What if, at any step,
 //! * the program is stopped, debugged or frozen? The helper is no thread of it and goes on.
 //! * the program exits or execs? The address space lives as long as the helper; the kernel clears the main thread's
-//!   tid word, the broker sees the process end, either makes the helper leave. On its way out it wakes everybody who
-//!   waits on that word, since a wake-up meant for pthread_join may have come to nobody.
+//!   tid word, the broker sees the process end or have another address space, either makes the helper leave. On its way
+//!   out it wakes everybody who waits on that word, since a wake-up meant for pthread_join may have come to nobody.
 //! * the program changes its uid? The helper has no privileges left that could outlive that.
 //! * the broker dies? The socket ends; the batch in hand is finished or given back (the reference check has a time
-//!   limit), then the helper leaves. What is merged stays merged.
+//!   limit), then the helper leaves. What is merged stays merged. Where the broker chose what to manage the helper stays,
+//!   to give pages back and for nothing else, as long as any are merged: the program does not know of them, and may have
+//!   to have its own before it can go on (code comes, a ring is set up).
 //! * the helper itself is killed? The broker and the guardian hold the userfaultfd too: pages stay frozen until they
 //!   are given back, and then the gate is opened. See the broker.
 
@@ -18,14 +20,17 @@ use abi::mark::Keep;
 use abi::place::{Action, Outcome};
 use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX, SCRATCH};
-use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, run_plan};
+use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, RegisterMode, run_plan};
 
+use crate::calls::USER_END;
 use crate::filter;
+use crate::gate;
 use crate::link::{self, Link, Received};
 use crate::reserved::Places;
+use crate::scope;
 use crate::segments::Segments;
 use crate::space::Space;
-use crate::state::STATE;
+use crate::state::{STATE, unwilling};
 use crate::sys::{self, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_NONE, PROT_READ, PROT_WRITE};
 use crate::sys::{advice, failed, nr, sys};
 
@@ -66,7 +71,8 @@ pub(crate) fn main(connect: fn() -> Option<Link>) {
 
 /// Says that no helper is here any more, and wakes those who may have missed a wake-up through it.
 fn leave() {
-    STATE.helper.store(0, SeqCst);
+    // The next one may be there already.
+    let _ = STATE.helper.compare_exchange(sys::getpid(), 0, SeqCst, SeqCst);
     let word = STATE.tid_word.load(SeqCst);
     if word != 0 {
         // SAFETY: the kernel looks an address up; nothing is read or written.
@@ -89,6 +95,9 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     // SAFETY: a free place of the kernel's choice. What is not needed of it is address space and nothing else.
     let diverged_scratch = unsafe { sys::mmap(0, 2 * size, PROT_NONE, flags, -1, 0) }.ok()?.next_multiple_of(size);
     let places = Places::reserve(maps)?;
+    if STATE.all.load(SeqCst) != 0 && !STATE.table.reserve_marks() {
+        return None;
+    }
     let (control, control_fd) = make_control()?;
     let link = connect()?;
     let member = SETUP.member.load(SeqCst);
@@ -112,7 +121,14 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     SETUP.ready.store(1, SeqCst);
     sys::futex_wake(&SETUP.ready);
 
-    let Received::Message(Message::Welcome { device }, descriptor) = receive(&link) else { return None };
+    let (device, descriptor) = match receive(&link) {
+        Received::Message(Message::Welcome { device }, descriptor) => (device, descriptor),
+        Received::Message(Message::Unwanted, _) => {
+            STATE.unwilling.store(unwilling::FOR_GOOD, SeqCst);
+            return None;
+        }
+        _ => return None,
+    };
     let uffd = userfault(descriptor.filter(|_| device == 1));
     if let Some(fd) = descriptor {
         link::close(fd);
@@ -219,6 +235,11 @@ fn make_control() -> Option<(&'static Control, i32)> {
     let control = unsafe { &*(address as *const Control) };
     control.magic.store(control::MAGIC, SeqCst);
     control.version.store(control::VERSION, SeqCst);
+    let own = crate::patch::own_code().chain([crate::own::image()]);
+    for ((start, end), slot) in own.zip(&control.own_code) {
+        slot.start.store(start, SeqCst);
+        slot.end.store(end, SeqCst);
+    }
     Some((control, fd as i32))
 }
 
@@ -238,25 +259,38 @@ fn userfault(device: Option<i32>) -> Result<i32, i64> {
 
 fn serve(space: &mut Space, link: &Link) {
     let control = space.control;
+    let mut alone = false;
     loop {
         let bell = control.bell.load(SeqCst);
         if control.ask.state.load(SeqCst) == ask::ASKED {
             let done = give_back(space);
             control.ask.state.store(if done { ask::DONE } else { ask::FAILED }, SeqCst);
             sys::futex_wake(&control.ask.state);
+            // Nobody reads events: only when the userfaultfd goes does a fork go on that came by another way than the gate.
+            if alone && (!is_needed() || space.fork_is_pending()) {
+                return;
+            }
         }
-        loop {
+        while !alone {
             match link.receive(false) {
                 Received::Nothing => break,
-                Received::Gone | Received::Message(Message::Leave, _) => return,
+                Received::Gone if stays_alone(space) => alone = true,
+                Received::Message(Message::Stay, _) if stays_alone(space) => {
+                    alone = true;
+                    link.send(Message::Stay, None);
+                }
+                Received::Gone | Received::Message(Message::Leave | Message::Stay, _) => return,
                 Received::Message(Message::Segment { index, pages }, Some(fd)) => space.segments.add(index, pages, fd),
                 Received::Message(Message::Retire { index }, _) => space.segments.retire(index),
+                Received::Message(Message::Adopt { start, end }, _) => {
+                    scope::adopt(space, start, end);
+                }
+                Received::Message(Message::Track { start, end }, _) => track(space, start, end),
                 Received::Message(Message::Run, _) => {
                     let count = execute(space);
                     control.counters.helper_cpu_ns.store(sys::cpu_time(), SeqCst);
-                    if !link.send(Message::Done { count }, None) {
-                        return;
-                    }
+                    // If nobody is there any more the next look tells.
+                    link.send(Message::Done { count }, None);
                 }
                 Received::Message(_, descriptor) => {
                     if let Some(fd) = descriptor {
@@ -270,6 +304,28 @@ fn serve(space: &mut Space, link: &Link) {
         }
         sys::futex_wait(&control.bell, bell, LOOK_UP_NS);
     }
+}
+
+/// True if the program cannot do without its helper even when the broker is gone.
+fn is_needed() -> bool {
+    STATE.all.load(SeqCst) != 0 && STATE.tid_word.load(SeqCst) != 0 && STATE.table.next_merged(0, USER_END).is_some()
+}
+
+/// The broker goes. True if the helper is needed on, and no memory is registered any more: a fork of the program would
+/// wait for somebody who reads its event.
+fn stays_alone(space: &mut Space) -> bool {
+    const TRIES: u32 = 100;
+    let mut release = |_| {
+        let released = gate::while_closed(space.control, |_| {
+            let mut at = 0;
+            while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
+                space.unregister(start, end);
+                at = end;
+            }
+        });
+        released.is_some()
+    };
+    is_needed() && (0..TRIES).any(&mut release)
 }
 
 /// True once the kernel has cleared the main thread's tid word: it ended, or the program execed.
@@ -338,6 +394,19 @@ fn execute(space: &mut Space) -> u32 {
 fn end_as_if_killed() {
     // SAFETY: ends this process, which shares its memory with nobody who would miss its stack.
     unsafe { sys!(nr::EXIT_GROUP, 1) };
+}
+
+/// Registers memory for the tracking of writes, if it is managed. Registered memory is a mapping of its own to the kernel:
+/// where it is not managed any more, the program's own mremap of what it knows as one mapping would fail (EFAULT). And
+/// never beside a batch, whose window it would take out of the registration that everybody waits by. So it is the helper
+/// that does it, between two plans and with the gate closed.
+fn track(space: &mut Space, start: u64, end: u64) {
+    gate::while_closed(space.control, |_| {
+        if STATE.table.covers(start, end) {
+            // Another userfaultfd may have it. Then it is merged without knowing what was written.
+            let _ = space.register(start, end, RegisterMode::Track);
+        }
+    });
 }
 
 /// A page that a living child or parent shares is never given a copy, since nobody can tell who else holds it. The

@@ -39,6 +39,7 @@ mod patch;
 mod place;
 mod references;
 mod reserved;
+mod scope;
 mod scratch;
 mod segments;
 mod space;

@@ -18,6 +18,7 @@ use abi::mark::Keep;
 
 use crate::calls::{Registers, apply, gated, publish, span, unmerge};
 use crate::elf::{Line, for_each_mapping};
+use crate::scope;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{
@@ -90,8 +91,9 @@ struct Survey {
 pub(crate) fn mremap(call: &Registers) -> i64 {
     let target = if call.r10 & MREMAP_FIXED != 0 { span(call.r8, call.rdx) } else { None };
     let touched = |range: Option<(u64, u64)>| range.filter(|(start, end)| STATE.table.overlaps(*start, *end));
-    let Some((start, end)) = touched(span(call.rdi, call.rsi)) else {
-        let Some((from, to)) = touched(target) else { return call.raw() };
+    let source = span(call.rdi, call.rsi);
+    let Some((start, end)) = touched(source) else {
+        let Some((from, to)) = touched(target) else { return scope::past(call, [source, target]) };
         return gated(|locked| {
             STATE.layout_changes();
             locked.prepare_to_disown(from, to);

@@ -51,12 +51,16 @@ pub(crate) fn forget(start: u64) {
     }
 }
 
+/// The image.
+pub(crate) fn image() -> (u64, u64) {
+    (crate::sys::page_down(&raw const IMAGE_START as u64), crate::sys::page_up(&raw const IMAGE_END as u64))
+}
+
 /// Excludes the agent's own pages in a range that was just put under management.
 pub(crate) fn exclude(start: u64, end: u64) {
-    let image = (&raw const IMAGE_START as u64, &raw const IMAGE_END as u64);
     let pieces = PIECES[..USED.load(SeqCst) as usize].iter();
     let pieces = pieces.map(|piece| (piece.start.load(SeqCst), piece.end.load(SeqCst)));
-    for (from, to) in pieces.chain([(crate::sys::page_down(image.0), crate::sys::page_up(image.1))]) {
+    for (from, to) in pieces.chain([image()]) {
         let (from, to) = (from.max(start), to.min(end));
         if from < to {
             STATE.table.set(from, to, Mark::EXCLUDED);

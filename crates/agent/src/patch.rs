@@ -27,6 +27,15 @@ const UFFDIO_REGISTER: u32 = abi::uapi::UFFDIO_REGISTER;
 /// Inode numbers of the files whose code was patched.
 static INODES: [AtomicU64; OBJECTS_MAX] = [const { AtomicU64::new(0) }; OBJECTS_MAX];
 
+/// Where the trampolines of each object begin.
+static ROOMS: [AtomicU64; OBJECTS_MAX] = [const { AtomicU64::new(0) }; OBJECTS_MAX];
+
+/// The trampolines.
+pub(crate) fn own_code() -> impl Iterator<Item = (u64, u64)> {
+    let rooms = ROOMS.iter().map(|room| room.load(SeqCst)).filter(|room| *room != 0);
+    rooms.map(|room| (room, room + TRAMPOLINES))
+}
+
 /// True for the inode number of libc or the loader.
 pub(crate) fn is_patched(inode: u64) -> bool {
     INODES.iter().any(|known| inode != 0 && known.load(SeqCst) == inode)
@@ -74,6 +83,9 @@ fn patch_object(sites: impl Iterator<Item = Site>, near: u64, alone: bool) -> bo
         *slot = Some(site);
     }
     let Some(room) = room_near(near) else { return false };
+    if let Some(slot) = ROOMS.iter().find(|slot| slot.load(SeqCst) == 0) {
+        slot.store(room, SeqCst);
+    }
     let mut code = Code { start: room, at: room, end: room + TRAMPOLINES };
     let mut jumps = [(0_u64, [0_u8; 5]); SITES_MAX];
     let mut count = 0;

@@ -19,7 +19,6 @@ use merge::{
 };
 
 use crate::calls::apply;
-use crate::fork_events::FORK_PAUSE_NS;
 use crate::reserved::{self, Reserved};
 use crate::segments::Segments;
 use crate::state::STATE;
@@ -27,9 +26,6 @@ use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MRE
 use crate::sys::{MREMAP_FIXED, MREMAP_MAYMOVE, PAGE, PROT_NONE, PROT_READ, PROT_WRITE, advice, errno, nr, sys};
 use crate::{gate, threads};
 
-/// How long the broker may take to register memory for tracking. A broker that is stopped meanwhile has all the time in
-/// the world, and nothing is merged for so long.
-const TRACKING_WITHIN_NS: u64 = 20_000_000;
 /// How often pages are moved back that forks keep from moving.
 const THAW_TRIES: usize = 20;
 /// Pause between two tries at a busy gate.
@@ -116,6 +112,21 @@ impl Space {
 
     pub(crate) fn mapping(&mut self, address: u64) -> Option<ProcmapQuery> {
         self.query(address, 0).filter(|mapping| mapping.vma_start <= address)
+    }
+
+    /// True if all of a range is private anonymous memory that can be read and written, and not executed.
+    pub(crate) fn is_plain(&mut self, start: u64, end: u64) -> bool {
+        const ALL: u64 = 15;
+        let mut at = start;
+        while at < end {
+            let Some(mapping) = self.mapping(at) else { return false };
+            let file = mapping.inode != 0 || mapping.dev_major != 0 || mapping.dev_minor != 0;
+            if file || mapping.vma_flags & ALL != PROT_READ | PROT_WRITE {
+                return false;
+            }
+            at = mapping.vma_end;
+        }
+        true
     }
 
     fn query(&mut self, address: u64, query_flags: u64) -> Option<ProcmapQuery> {
@@ -303,7 +314,7 @@ impl AddressSpace for Space {
         journal.count.store((slot + pages.count).min(BATCH_MAX) as u32, SeqCst);
     }
 
-    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) -> bool {
+    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) {
         #[cfg(feature = "faults")]
         crate::faults::step();
         let journal = &self.control.journal;
@@ -317,17 +328,6 @@ impl AddressSpace for Space {
             },
             SeqCst,
         );
-        // Said before it is looked for, as the broker says that it registers memory before it looks whether a batch has
-        // begun: one of the two always sees the other.
-        let begun = sys::monotonic();
-        while self.control.tracking.load(SeqCst) != 0 {
-            if sys::monotonic().saturating_sub(begun) > TRACKING_WITHIN_NS {
-                journal.state.store(journal::IDLE, SeqCst);
-                return false;
-            }
-            sys::sleep_ns(FORK_PAUSE_NS);
-        }
-        true
     }
 
     fn journal_end(&mut self) {

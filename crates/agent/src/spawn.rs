@@ -15,7 +15,7 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 
-use crate::state::STATE;
+use crate::state::{STATE, unwilling};
 use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
 use crate::{adoption, helper, link};
 
@@ -60,13 +60,15 @@ unsafe extern "C" {
     fn pagefold_clone(flags: u64, stack_top: u64, run: extern "C" fn()) -> i64;
 }
 
-/// Remembers where the kernel clears a word when the main thread is gone: that is how the helper notices an exec.
+/// Remembers where the kernel clears a word when the main thread is gone: that is how the helper notices an exec. Another
+/// thread cannot learn that, and its own word would only tell its own end; then the broker alone notices.
 pub(crate) fn learn_tid_word() {
     let mut address = 0_u64;
-    // SAFETY: the kernel writes one word.
-    if unsafe { sys!(nr::PRCTL, PR_GET_TID_ADDRESS, (&raw mut address) as u64, 0, 0, 0) } == 0 {
-        STATE.tid_word.store(address, SeqCst);
+    if sys::gettid() == sys::getpid() {
+        // SAFETY: the kernel writes one word.
+        unsafe { sys!(nr::PRCTL, PR_GET_TID_ADDRESS, (&raw mut address) as u64, 0, 0, 0) };
     }
+    STATE.tid_word.store(address, SeqCst);
 }
 
 /// A number from /proc/thread-self/status. `name` is a line's beginning, with the line break before it.
@@ -96,10 +98,12 @@ pub(crate) fn learn_filters() {
     STATE.filters.store(filters().unwrap_or(0), SeqCst);
 }
 
-/// True if there is a helper, and it was not killed.
+/// True if there is a helper, and it was not killed. Its number may exist for long after that; the broker says in the
+/// control area that it is gone.
 pub(crate) fn helper_lives() -> bool {
     let helper = STATE.helper.load(SeqCst);
-    helper != 0 && sys::exists(helper)
+    let buried = STATE.control().is_some_and(|control| control.helper.load(SeqCst) == 0);
+    helper != 0 && !buried && sys::exists(helper)
 }
 
 /// Starts the helper, if there is none, and waits until the control area stands. To be called with the table's lock
@@ -112,7 +116,7 @@ pub(crate) fn start_helper() -> bool {
         return false;
     }
     if filters().unwrap_or(0) != STATE.filters.load(SeqCst) {
-        STATE.unwilling.store(1, SeqCst);
+        STATE.unwilling.store(unwilling::HERE, SeqCst);
         return false;
     }
     let (Some(middle), Some(stack)) = (sys::allocate(MIDDLE_STACK), sys::allocate(HELPER_STACK)) else {
@@ -144,7 +148,7 @@ pub(crate) fn start_helper() -> bool {
     }
     let up = helper::SETUP.ready.load(SeqCst) == 1;
     if !up {
-        STATE.unwilling.store(1, SeqCst);
+        STATE.unwilling.store(unwilling::HERE, SeqCst);
     }
     up
 }

@@ -8,7 +8,7 @@ use abi::wire::Token;
 use crate::gate::Reader;
 use crate::sys;
 use crate::table::{Locked, Table};
-use crate::{adoption, child, patch, spawn};
+use crate::{adoption, child, patch, scope, spawn};
 
 /// Longest address of the broker's socket.
 pub(crate) const ADDRESS_MAX: usize = 108;
@@ -24,6 +24,8 @@ pub struct Config {
     pub token: Token,
     /// True while no other thread of the program runs, so that code can be patched in place.
     pub alone: bool,
+    /// The broker chooses what is managed, in a program that has handed nothing over: see `scope.rs`.
+    pub all: bool,
 }
 
 /// What came of [`start`].
@@ -42,6 +44,14 @@ pub enum Start {
     Twice = 4,
 }
 
+/// Why no helper may be started.
+pub(crate) mod unwilling {
+    /// Something is against it in this process; a child may find it otherwise.
+    pub(crate) const HERE: u32 = 1;
+    /// The broker does not manage this program: a child has the same code.
+    pub(crate) const FOR_GOOD: u32 = 2;
+}
+
 /// Everything static. Private memory: a fork copies it.
 pub(crate) struct State {
     /// Not 0 once the gate stands.
@@ -52,7 +62,7 @@ pub(crate) struct State {
     control: AtomicU64,
     /// Process id of the helper, 0 while there is none.
     pub(crate) helper: AtomicU32,
-    /// 0: a helper may be started; otherwise the reason why it may not.
+    /// 0: a helper may be started; otherwise one of [`unwilling`].
     pub(crate) unwilling: AtomicU32,
     /// Filters on system calls that were there at the start.
     pub(crate) filters: AtomicU64,
@@ -63,6 +73,8 @@ pub(crate) struct State {
     pub(crate) address: [AtomicU64; ADDRESS_MAX / 8 + 1],
     pub(crate) address_len: AtomicU32,
     pub(crate) token: [AtomicU64; 2],
+    /// Not 0 if the broker chooses what is managed.
+    pub(crate) all: AtomicU32,
     pub(crate) table: Table,
 }
 
@@ -78,6 +90,7 @@ pub(crate) static STATE: State = State {
     address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
     address_len: AtomicU32::new(0),
     token: [const { AtomicU64::new(0) }; 2],
+    all: AtomicU32::new(0),
     table: Table::new(),
 };
 
@@ -98,8 +111,9 @@ impl State {
     pub(crate) fn forget_helper(&self) {
         self.control.store(0, SeqCst);
         self.helper.store(0, SeqCst);
-        self.unwilling.store(0, SeqCst);
+        let _ = self.unwilling.compare_exchange(unwilling::HERE, 0, SeqCst, SeqCst);
         adoption::forget();
+        scope::begin_anew();
         self.table.reset_lock();
     }
 
@@ -124,6 +138,11 @@ impl State {
                 return (reader, locked);
             }
         }
+    }
+
+    /// True if nothing is managed, and nothing can come under management while a call is made.
+    pub(crate) fn manages_nothing(&self) -> bool {
+        self.table.is_empty() && self.all.load(SeqCst) == 0
     }
 
     /// Counts the changes of managed ranges' mappings and properties. 0 while there is no helper.
@@ -159,8 +178,10 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     spawn::learn_tid_word();
     spawn::learn_filters();
     adoption::learn();
+    scope::begin_anew();
     let outcome = patch::patch_all(sites, config.alone);
     if outcome == Start::Ready {
+        STATE.all.store(u32::from(config.all), SeqCst);
         STATE.active.store(1, SeqCst);
     }
     outcome

@@ -58,6 +58,7 @@ pub(crate) mod nr {
     pub(crate) const USERFAULTFD: u64 = 323;
     pub(crate) const MLOCK2: u64 = 325;
     pub(crate) const PKEY_MPROTECT: u64 = 329;
+    pub(crate) const IO_URING_SETUP: u64 = 425;
     pub(crate) const CLONE3: u64 = 435;
     pub(crate) const CLOSE_RANGE: u64 = 436;
     pub(crate) const PROCESS_MADVISE: u64 = 440;

@@ -4,15 +4,18 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bench::advisor::AdvisorCommand;
 use bench::cow::CowCommand;
 use bench::eval::EvalCommand;
 use bench::guest::GuestCommand;
 use bench::inside::InsideCommand;
+use bench::ksm_merge::KsmMergeCommand;
 use bench::merge::MergeCommand;
 use bench::predict::PredictCommand;
 use bench::sides::{GuardianCommand, KsmGuardianCommand};
 use bench::soak::SoakArgs;
 use bench::stall::StallCommand;
+use bench::start::StartCommand;
 use bench::vm::VmCommand;
 use bench::workers::{SpinCommand, WorkerCommand};
 use clap::{Parser, Subcommand};
@@ -27,6 +30,8 @@ struct Cli {
 /// One line for each scenario.
 #[derive(Debug, Subcommand)]
 enum Scenario {
+    /// Our advisor of ksmd beside the kernel's own, for a quick goal and a slow one.
+    Advisor(AdvisorCommand),
     /// Start guests, or run a program on another kernel.
     #[command(subcommand)]
     Guest(GuestCommand),
@@ -34,6 +39,8 @@ enum Scenario {
     Vm(VmCommand),
     /// Equal pages from start to merged, and the merge step alone, beside ksmd flat out.
     Merge(MergeCommand),
+    /// Merging on request with the kernel's KSM, beside ksmd alone with everything marked.
+    KsmMerge(KsmMergeCommand),
     /// How long a write takes that gives a merged page its own copy again.
     Cow(CowCommand),
     /// How fast an evaluation is beside reading alone, and what it costs.
@@ -42,6 +49,8 @@ enum Scenario {
     Predict(PredictCommand),
     /// How long a reader and a writer wait while their pages are merged.
     Stall(StallCommand),
+    /// What a program pays for being managed whole: at its start, for its helper, in private memory.
+    Start(StartCommand),
     /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
     Soak(SoakArgs),
     #[command(subcommand, hide = true)]
@@ -59,14 +68,17 @@ enum Scenario {
 impl Scenario {
     fn run(&self) -> Result<ExitCode> {
         match self {
+            Self::Advisor(command) => command.run(),
             Self::Guest(command) => command.run(),
             Self::Vm(command) => command.run(),
             Self::Merge(command) => command.run(),
+            Self::KsmMerge(command) => command.run(),
             Self::Cow(command) => command.run(),
             Self::Eval(command) => command.run(),
             Self::Predict(command) => command.run(),
             Self::Stall(command) => command.run(),
             Self::Soak(args) => args.command(),
+            Self::Start(command) => command.run(),
             Self::Inside(command) => command.run(),
             Self::Worker(command) => command.run(),
             Self::Spin(command) => command.run(),

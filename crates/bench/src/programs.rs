@@ -12,6 +12,8 @@ pub struct Programs {
     pub pagefold: PathBuf,
     /// The program that tortures managed memory.
     pub torture: PathBuf,
+    /// The one that tortures its allocator.
+    pub heap: PathBuf,
 }
 
 impl Programs {
@@ -21,7 +23,8 @@ impl Programs {
     /// When this program does not lie in a target folder, or cargo fails.
     pub fn named_or_built(pagefold: Option<&Path>, torture: Option<&Path>) -> Result<Self> {
         if let (Some(pagefold), Some(torture)) = (pagefold, torture) {
-            return Ok(Self { pagefold: pagefold.to_owned(), torture: torture.to_owned() });
+            let heap = torture.with_file_name("heap");
+            return Ok(Self { pagefold: pagefold.to_owned(), torture: torture.to_owned(), heap });
         }
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
         let own = std::env::current_exe().context("cannot find this program")?;
@@ -35,7 +38,7 @@ impl Programs {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .args(["build", "--quiet", "--profile", profile, "-p", "pagefold-cli", "-p", "pagefold-agent"])
-            .args(["--bin", "pagefold", "--example", "torture", "--manifest-path"])
+            .args(["--bin", "pagefold", "--example", "torture", "--example", "heap", "--manifest-path"])
             .arg(manifest)
             .arg("--target-dir")
             .arg(target)
@@ -45,6 +48,7 @@ impl Programs {
         Ok(Self {
             pagefold: pagefold.map_or_else(|| folder.join("pagefold"), Path::to_owned),
             torture: torture.map_or_else(|| folder.join("examples/torture"), Path::to_owned),
+            heap: folder.join("examples/heap"),
         })
     }
 }

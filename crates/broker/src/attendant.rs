@@ -1,24 +1,28 @@
-//! Two threads that wait on each member: one answers its reference checks, one reads the events of its userfaultfd.
+//! Threads that wait on each member: one answers its reference checks, one reads the events of its userfaultfd, and where
+//! everything is managed one says whether code may come.
 //!
 //! Each member has its own, since a thread can be held up in one member's mmap_lock and would then miss everybody
 //! else's deadline.
 
-use std::os::fd::AsFd as _;
+use std::fs::File;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use abi::BATCH_MAX;
-use abi::control::{Control, check};
+use abi::control::{Control, check, code};
 use kernel::refcheck::BpfCheck;
 use kernel::sched::{Policy, set_policy};
 use kernel::{MemoryFile, Pagemap, Pid, SharedMap, Uffd, Vaddr, futex_wait, futex_wake, pidfd};
+use rustix::fs::{Mode, OFlags};
 
 use crate::children::fill_children;
 use crate::error::BrokerError;
 use crate::recovery::Grounds;
 use crate::room::thread;
+use crate::scope::Judge;
 
 /// How long an attendant sleeps before it looks whether it is still needed.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -39,6 +43,18 @@ pub(crate) struct Attended {
     pub(crate) over: AtomicBool,
 }
 
+/// What a member needs.
+pub(crate) struct Service {
+    pub(crate) helper: Pid,
+    /// `None` where exact counts cannot be had.
+    pub(crate) check: Option<BpfCheck>,
+    pub(crate) priority: bool,
+    /// Fork events were asked for: they must be read, or every fork of the program would hang.
+    pub(crate) events: bool,
+    /// Where the broker chooses what is managed.
+    pub(crate) judge: Option<Arc<dyn Judge>>,
+}
+
 /// The threads of one member.
 pub(crate) struct Attendants {
     attended: Arc<Attended>,
@@ -46,15 +62,9 @@ pub(crate) struct Attendants {
 }
 
 impl Attendants {
-    /// Starts them. `check` is `None` where exact counts cannot be had; `events` says whether fork events were asked
-    /// for, which must then be read or every fork of the program would hang.
-    pub(crate) fn start(
-        attended: &Arc<Attended>,
-        helper: Pid,
-        check: Option<BpfCheck>,
-        priority: bool,
-        events: bool,
-    ) -> Result<Self, BrokerError> {
+    /// Starts them.
+    pub(crate) fn start(attended: &Arc<Attended>, service: Service) -> Result<Self, BrokerError> {
+        let Service { helper, check, priority, events, judge } = service;
         let mut threads = Vec::new();
         let builder = |name: &str| thread().name(name.to_owned());
         if let Some(check) = check {
@@ -68,6 +78,11 @@ impl Attendants {
             let builder = builder(&format!("pf-fork {helper}"));
             threads.push(builder.spawn(move || read_events(&attended)).map_err(BrokerError::Thread)?);
         }
+        if let Some(judge) = judge {
+            let attended = Arc::clone(attended);
+            let run = move || answer_about_code(&attended, &*judge);
+            threads.push(builder("pf-code").spawn(run).map_err(BrokerError::Thread)?);
+        }
         Ok(Self { attended: Arc::clone(attended), threads })
     }
 }
@@ -76,6 +91,7 @@ impl Drop for Attendants {
     fn drop(&mut self) {
         self.attended.over.store(true, SeqCst);
         let _ = futex_wake(&self.attended.control.check.state, u32::MAX);
+        let _ = futex_wake(&self.attended.control.code.state, u32::MAX);
         // A thread may be held up in the member's memory for as long as the member likes. It can do nothing more then
         // than to end: what it would have done is not needed any more.
         let deadline = Instant::now() + END_WITHIN;
@@ -123,6 +139,39 @@ fn answer_checks(attended: &Attended, helper: Pid, mut bpf: BpfCheck, priority: 
                 let _ = futex_wait(&question.state, state, Some(LOOK_UP));
             }
         }
+    }
+}
+
+/// The file behind a descriptor of a member's thread, which may have a table of its own, opened anew for reading. To open
+/// anything else can wait for ever (a pipe), or do something (a device); code is in neither.
+fn regular_file(pid: Pid, thread: u32, fd: u32) -> Option<File> {
+    let path = format!("/proc/{pid}/task/{thread}/fd/{fd}");
+    let found = File::from(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?);
+    found.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()
+}
+
+/// Says whether code may come that a member is about to map.
+fn answer_about_code(attended: &Attended, judge: &dyn Judge) {
+    let question = &attended.control.code;
+    let pid = attended.grounds.pid;
+    while !attended.over.load(SeqCst) {
+        let state = question.state.load(SeqCst);
+        if state != code::ASKED {
+            let _ = futex_wait(&question.state, state, Some(LOOK_UP));
+            continue;
+        }
+        let fd = question.fd.load(SeqCst);
+        let admitted = if fd == code::NO_FILE {
+            judge.admits(pid, None)
+        } else {
+            let thread = question.owner.load(SeqCst);
+            regular_file(pid, thread, fd).is_some_and(|file| judge.admits(pid, Some(&file)))
+        };
+        let answer = if admitted { code::ADMITTED } else { code::REFUSED };
+        // Whoever asked may have given up meanwhile, and somebody else ask.
+        let _ = question.state.compare_exchange(code::ASKED, answer, SeqCst, SeqCst);
+        let _ = futex_wake(&question.state, u32::MAX);
     }
 }
 

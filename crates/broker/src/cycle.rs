@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, Vaddr, page_size};
+use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, Vaddr, page_size, pages_of_huge};
 use page::{
     CandidateIndex, Fingerprint, Kind, Location, PageAge, PageNumber, PageRange, Place, Sighting, Spans, is_zero,
 };
@@ -384,10 +384,6 @@ impl HugeCount {
         findings.takers.retain(|(taker, _)| taker.owner != owner || !few(taker.page.0 / pages_of_huge()));
         findings.spared += (before - items.len() - findings.takers.len()) as u64;
     }
-}
-
-fn pages_of_huge() -> u64 {
-    (2 << 20) / page_size()
 }
 
 /// A buffer for regions, kept between scans.

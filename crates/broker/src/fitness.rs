@@ -22,6 +22,19 @@ pub(crate) fn unfit(pid: Pid) -> Option<&'static str> {
     unfit_at(pid, Path::new("/proc"), Path::new("/sys/fs/cgroup"))
 }
 
+/// The same for a process whose whole memory is managed: what could change its mappings past the gate, or follow another
+/// user's rights.
+pub(crate) fn unfit_whole(pid: Pid, uid: u32) -> Option<&'static str> {
+    let descriptors = Path::new("/proc").join(pid.get().to_string()).join("fd");
+    let named = |target: String| match target.as_str() {
+        "anon_inode:[io_uring]" => Some("io_uring"),
+        "anon_inode:[userfaultfd]" => Some("userfaultfd"),
+        _ => None,
+    };
+    let held = targets(&descriptors).find_map(named);
+    held.or_else(|| status::read(pid).is_ok_and(|status| status.uid.effective != uid).then_some("other_user"))
+}
+
 fn unfit_at(pid: Pid, proc: &Path, cgroups: &Path) -> Option<&'static str> {
     let threads = status::threads(pid).unwrap_or_default();
     let real_time = |tid: &Pid| is_real_time(*tid) && !(pid == Pid::this() && is_ours(proc, *tid));
@@ -56,11 +69,14 @@ fn is_real_time(tid: Pid) -> bool {
 
 /// True if a folder of descriptors holds one of a storage device.
 fn serves_storage(descriptors: &Path) -> bool {
-    let Ok(entries) = std::fs::read_dir(descriptors) else { return false };
-    entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-        .any(|target| STORAGE.iter().any(|device| target.to_string_lossy().starts_with(device)))
+    targets(descriptors).any(|target| STORAGE.iter().any(|device| target.starts_with(device)))
+}
+
+/// What the descriptors in a folder stand for.
+fn targets(descriptors: &Path) -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(descriptors).into_iter().flatten().filter_map(Result::ok);
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    links.map(|target| target.to_string_lossy().into_owned())
 }
 
 /// True if a memory cgroup of the process, at any level, has less than a twentieth of its limit left.

@@ -17,6 +17,9 @@ const MADE_BY_NOW: Duration = Duration::from_secs(60);
 
 static IMAGE: &[u8] = include_bytes!(env!("PAGEFOLD_AGENT_IMAGE"));
 
+/// The name of the agent's shared object where members load it from.
+pub const AGENT: &str = "agent.so";
+
 /// The agent's shared object.
 #[must_use]
 pub fn image_bytes() -> &'static [u8] {
@@ -102,7 +105,7 @@ impl AgentFiles {
     /// The shared object for LD_PRELOAD.
     #[must_use]
     pub fn image(&self) -> PathBuf {
-        self.folder.join("agent.so")
+        self.folder.join(AGENT)
     }
 
     /// Leaves the files where they are: processes that go on after the launcher still name them in their environment,
@@ -147,7 +150,7 @@ fn remove_left_behind(base: &Path) {
         if named_by_a_process(&folder) {
             continue;
         }
-        for file in ["agent.so", "sites"] {
+        for file in [AGENT, "sites"] {
             let _ = rustix::fs::unlinkat(&held, file, rustix::fs::AtFlags::empty());
         }
         // If it holds anything else it is not ours after all.

@@ -17,9 +17,10 @@ use kernel::{
 };
 use page::SegmentId;
 
-use crate::attendant::{Attendants, Attended};
-use crate::fitness::unfit;
+use crate::attendant::{Attendants, Attended, Service};
+use crate::fitness::{unfit, unfit_whole};
 use crate::recovery::{Grounds, Recovered, recover, release};
+use crate::scope::{Judge, own_code};
 use crate::view::View;
 use crate::wishes::RefusedKind;
 
@@ -62,6 +63,8 @@ pub(crate) enum Refused {
     NoMove,
     #[error("hardly any address space is left to this run (RLIMIT_AS); raise ulimit -v")]
     AddressSpace,
+    #[error("{0}")]
+    NotProven(String),
     #[error("{0}")]
     Kernel(String),
 }
@@ -120,13 +123,18 @@ pub(crate) struct Member {
     /// A message could not be delivered.
     deaf: Cell<bool>,
     pub(crate) index: u32,
+    /// All of its memory is managed, not what it handed over.
+    whole: bool,
     /// Why the process is left alone for now.
     pub(crate) unfit: Option<&'static str>,
     fitness_seen: Instant,
+    space_seen: Instant,
 }
 
 /// How long a look at a process's fitness counts.
 const FITNESS_LASTS: Duration = Duration::from_millis(100);
+/// How often it is looked whether a process still has the address space that its helper has.
+const SPACE_LASTS: Duration = Duration::from_millis(100);
 
 impl Member {
     pub(crate) fn control(&self) -> &Control {
@@ -141,11 +149,6 @@ impl Member {
     /// The memory and what is known of it.
     pub(crate) fn read(&mut self) -> (&MemoryFile, &mut View) {
         (&self.attended.memory, &mut self.view)
-    }
-
-    /// The userfaultfd and what it watches.
-    pub(crate) fn watched(&mut self) -> (&Uffd, &Control, &mut View) {
-        (&self.attended.uffd, &self.attended.control, &mut self.view)
     }
 
     /// The ranges that the program has handed over, as far as they make sense.
@@ -175,9 +178,33 @@ impl Member {
     /// Brings `unfit` up to date. A limit comes near, and a thread becomes a real-time one, from one moment to the next.
     pub(crate) fn look_whether_fit(&mut self) {
         if self.fitness_seen.elapsed() > FITNESS_LASTS {
-            self.unfit = unfit(self.pid);
+            let whole = || if self.whole { unfit_whole(self.pid, self.uid) } else { None };
+            self.unfit = unfit(self.pid).or_else(whole);
             self.fitness_seen = Instant::now();
         }
+    }
+
+    /// Sends the helper away if the process has another address space than it by now: it has executed another program, or
+    /// its first thread has ended. What the helper keeps alive is nobody's then. It leaves in its own time, since it may
+    /// have something to wake up.
+    pub(crate) fn look_whether_left_behind(&mut self) {
+        if self.space_seen.elapsed() < SPACE_LASTS {
+            return;
+        }
+        self.space_seen = Instant::now();
+        if matches!(task::kcmp_vm(self.pid, self.helper), Ok(Ordering::Less | Ordering::Greater)) {
+            self.tell(Message::Leave, None);
+        }
+    }
+
+    /// True if its program goes on, and does not know what of it is merged: it may ask for it to be given back.
+    pub(crate) fn needs_helper_on(&self) -> bool {
+        self.whole && !self.pidfd.exited().unwrap_or(true)
+    }
+
+    /// True if nothing may be merged in the process any more.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.control().stop.load(std::sync::atomic::Ordering::SeqCst) != 0
     }
 
     /// Sends a message and rings the helper's bell. `false` if the helper is gone, or did not listen once: nobody
@@ -269,6 +296,8 @@ pub(crate) struct Host<'a> {
     /// Exact reference counts can be had.
     pub(crate) exact: bool,
     pub(crate) priority: bool,
+    /// Who says that a program's gate is complete, where everything is managed.
+    pub(crate) judge: Option<Arc<dyn Judge>>,
     pub(crate) index: u32,
 }
 
@@ -327,6 +356,13 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         _ => return Err(Refused::NotInMember),
     }
 
+    if let Some(judge) = &host.judge
+        && let Err(why) = judge.program(pid, &own_code(&area))
+    {
+        // Or each of its children would come, and be judged and refused for the same code.
+        let _ = send(&link, Message::Unwanted, &[]);
+        return Err(Refused::NotProven(why));
+    }
     let welcome = Message::Welcome { device: u32::from(host.device.is_some()) };
     let device: Vec<_> = host.device.into_iter().map(AsFd::as_fd).collect();
     send(&link, welcome, &device)?;
@@ -350,7 +386,9 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
     let attended = Arc::new(Attended { control: area, uffd, grounds, memory, pagemap, over: AtomicBool::new(false) });
     let exact_check = check.is_some();
-    let attendants = Attendants::start(&attended, peer.pid, check, host.priority, events).map_err(Refused::kernel)?;
+    let whole = host.judge.is_some();
+    let service = Service { helper: peer.pid, check, priority: host.priority, events, judge: host.judge };
+    let attendants = Attendants::start(&attended, service).map_err(Refused::kernel)?;
     Ok(Member {
         pid,
         pidfd,
@@ -369,8 +407,10 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         busy_since: None,
         deaf: Cell::new(false),
         index: host.index,
-        unfit: unfit(pid),
+        whole,
+        unfit: unfit(pid).or_else(|| if whole { unfit_whole(pid, peer.uid) } else { None }),
         fitness_seen: Instant::now(),
+        space_seen: Instant::now(),
     })
 }
 

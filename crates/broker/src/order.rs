@@ -358,7 +358,7 @@ fn look_at_threads(member: &Member) -> u32 {
 }
 
 /// The robust lists of those threads that have not ended; `None` if one of them did not come to be known.
-fn robust_lists(
+pub(crate) fn robust_lists(
     threads: Result<Vec<Pid>, ProcError>,
     list: impl Fn(Pid) -> Result<Option<Vaddr>, ProcError>,
 ) -> Option<Vec<Vaddr>> {

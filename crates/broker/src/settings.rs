@@ -1,7 +1,10 @@
 //! How a broker is to work.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::scope::Judge;
 
 /// How references are checked before a page is replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,6 +20,16 @@ pub enum CheckChoice {
     Vouch,
 }
 
+/// What of a member's memory is managed.
+#[derive(Clone, Debug, Default)]
+pub enum Scope {
+    /// What it hands over.
+    #[default]
+    Marked,
+    /// Every eligible range of programs whose gate is complete, and what they hand over.
+    All(Arc<dyn Judge>),
+}
+
 /// The settings of one broker.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -24,6 +37,8 @@ pub struct Settings {
     pub label: Option<String>,
     /// One sealed memfd for each run: members do not trust each other.
     pub strict: bool,
+    /// What is managed.
+    pub scope: Scope,
     /// Reference check.
     pub check: CheckChoice,
     /// How long a page must have stayed unwritten before it is merged by itself; `None`: only on request.
@@ -47,6 +62,7 @@ impl Default for Settings {
         Self {
             label: None,
             strict: false,
+            scope: Scope::Marked,
             check: CheckChoice::Auto,
             stable: None,
             store_limit: None,

@@ -1,11 +1,9 @@
 //! What the broker knows of a member's managed memory: its areas, their properties, the age of each page.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::SeqCst;
 
-use abi::control::{Control, journal};
 use abi::mark::Keep;
-use kernel::{Category, Mode, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Uffd, Vaddr, VmaUse, smaps};
+use kernel::{Category, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Vaddr, VmaUse, smaps};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 use store::mappings;
 
@@ -17,8 +15,8 @@ pub(crate) struct Area {
     pub(crate) ages: Ages,
     /// Index id of its first page.
     pub(crate) first: PageId,
-    /// Registered for write tracking.
-    tracked: bool,
+    /// Cycles in which it was not registered for write tracking, the last ones in a row.
+    untracked: u32,
     /// Zero pages that were dropped, one bit a page.
     pub(crate) dropped: Bits,
 }
@@ -88,7 +86,7 @@ impl View {
             let kept = old.get(&range.start()).is_some_and(|area| area.range == range);
             let area = match if kept { old.remove(&range.start()) } else { None } {
                 Some(area) => {
-                    let mut area = Area { keep, tracked: false, ..area };
+                    let mut area = Area { keep, untracked: 0, ..area };
                     area.reconcile(&stored);
                     area
                 }
@@ -100,7 +98,7 @@ impl View {
                         keep,
                         ages: Ages::new(pages, policy),
                         first,
-                        tracked: false,
+                        untracked: 0,
                         dropped: Bits::new(pages.pages()),
                     };
                     // What lies in the store already, after a change of the layout.
@@ -162,65 +160,40 @@ impl Area {
             let is_stored = parts.peek().is_some_and(|part| part.start <= page);
             let was_stored = self.ages.age(page).is_some_and(|age| matches!(age.kind, Kind::Merged | Kind::Diverged));
             match (was_stored, is_stored) {
-                (true, false) => self.ages.unmerged(page),
+                (true, false) => self.ages.discarded(page),
                 (false, true) => self.ages.merged(page),
                 _ => {}
             }
         }
     }
 
-    /// One cycle has passed: applies what was written in it. Registers the area first if it is not. Returns whether
-    /// the pages could be watched.
-    pub(crate) fn watch(
-        &mut self,
-        uffd: &Uffd,
-        pagemap: &Pagemap,
-        control: &Control,
-        regions: &mut Vec<Region>,
-    ) -> bool {
+    /// One cycle has passed: applies what was written in it. False if the area is not watched, and its helper is to be
+    /// told to register it: seldom, if that does not help.
+    pub(crate) fn watch(&mut self, pagemap: &Pagemap, regions: &mut Vec<Region>) -> bool {
         self.ages.tick();
-        for _ in 0..2 {
-            if !self.tracked {
-                if !track(uffd, control, self.range) {
-                    return false;
-                }
-                self.tracked = true;
-            }
-            regions.clear();
-            let request = ScanRequest {
-                wp_matching: true,
-                check_wpasync: true,
-                mask: Category::WRITTEN | Category::PRESENT,
-                ret: Category::FILE | Category::PFNZERO,
-                ..ScanRequest::default()
-            };
-            match pagemap.scan_all(self.range, &request, regions) {
-                Ok(()) => {
-                    for region in regions.iter().filter(|region| region.categories.is_empty()) {
-                        let pages = numbers(region.range);
-                        self.ages.written(pages);
-                        pages.iter().for_each(|page| self.dropped.set(page.0 - self.ages.range().start.0, false));
-                    }
-                    return true;
-                }
-                // The gate has put fresh memory somewhere, which is not registered yet.
-                Err(PagemapError::NotTracked { .. }) => self.tracked = false,
-                Err(_) => return false,
-            }
+        regions.clear();
+        let request = ScanRequest {
+            wp_matching: true,
+            check_wpasync: true,
+            mask: Category::WRITTEN | Category::PRESENT,
+            ret: Category::FILE | Category::PFNZERO,
+            ..ScanRequest::default()
+        };
+        let scanned = pagemap.scan_all(self.range, &request, regions);
+        // Of what lies before memory that is not registered as well: it is protected again.
+        for region in regions.iter().filter(|region| region.categories.is_empty()) {
+            let pages = numbers(region.range);
+            self.ages.written(pages);
+            pages.iter().for_each(|page| self.dropped.set(page.0 - self.ages.range().start.0, false));
         }
-        false
+        // New, or the gate has put fresh memory somewhere.
+        if !matches!(scanned, Err(PagemapError::NotTracked { .. })) {
+            self.untracked = 0;
+            return true;
+        }
+        self.untracked = self.untracked.saturating_add(1);
+        !self.untracked.is_power_of_two()
     }
-}
-
-/// Registers a range for the tracking of writes, unless a batch is on: its window lets everybody wait, and would not any
-/// more. Threads of the program can have batches run that the broker has not ordered.
-fn track(uffd: &Uffd, control: &Control, range: Range) -> bool {
-    // Said before it is looked for, see `journal_begin` of the agent: one of the two always sees the other.
-    control.tracking.store(1, SeqCst);
-    let idle = control.journal.state.load(SeqCst) == journal::IDLE;
-    let registered = idle && uffd.register(range, Mode::WP).is_ok();
-    control.tracking.store(0, SeqCst);
-    registered
 }
 
 /// Cuts ranges into areas. Also returns what of them is mapped to the store, and how many pages are unfit.
@@ -294,48 +267,11 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::os::fd::AsFd as _;
 
     use super::*;
 
     fn range(start: u64, pages: u64) -> Range {
         Range::from_pages(Vaddr(start), kernel::PageCount(pages)).unwrap()
-    }
-
-    /// What a mapping of this process is registered for.
-    fn registered(range: Range) -> Vec<[u8; 2]> {
-        let vmas = smaps::read(Pid::this()).unwrap();
-        let vma = vmas.iter().find(|vma| vma.vma.range.contains(range.start())).unwrap();
-        [*b"um", *b"uw", *b"ui"].into_iter().filter(|flag| vma.flags.contains(*flag)).collect()
-    }
-
-    #[test]
-    fn what_is_frozen_stays_registered_for_waiting() {
-        let features = kernel::UffdFeatures::WP_ASYNC;
-        let uffd =
-            Uffd::create(kernel::CreateFlags::empty()).or_else(|_| Uffd::create(kernel::CreateFlags::USER_MODE_ONLY));
-        let Some(uffd) = uffd.ok().filter(|uffd| uffd.api(features).is_ok()) else {
-            println!("skipped: userfaultfd with asynchronous write protection");
-            return;
-        };
-        let file = kernel::memfd::create("control", kernel::Bytes(size_of::<Control>().next_multiple_of(4096) as u64));
-        let file = file.unwrap();
-        kernel::memfd::seal_size(file.as_fd()).unwrap();
-        let control = kernel::SharedMap::<Control>::map(file.as_fd()).unwrap();
-        let memory = vec![1_u8; 4 << 20];
-        let start = Vaddr((memory.as_ptr() as u64).next_multiple_of(kernel::page_size()));
-        let window = range(start.get(), 16);
-        uffd.register(window, Mode::MISSING).unwrap();
-        for frozen in [journal::PLAIN, journal::DIVERGED] {
-            control.journal.state.store(frozen, SeqCst);
-            assert!(!track(&uffd, &control, window));
-            assert_eq!(registered(window), [*b"um"]);
-            assert_eq!(control.tracking.load(SeqCst), 0);
-        }
-        control.journal.state.store(journal::IDLE, SeqCst);
-        assert!(track(&uffd, &control, window));
-        assert_eq!(registered(window), [*b"uw"], "this is what must not happen to a window");
-        uffd.unregister(window).unwrap();
     }
 
     /// Memory of a process of its own: the views are made of real mappings.

@@ -5,6 +5,17 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(crate) mod enable;
+pub(crate) mod ksm;
+pub(crate) mod ksm_advise;
+pub(crate) mod ksm_rules;
+pub(crate) mod ksm_set;
+pub(crate) mod ksm_status;
+pub(crate) mod ksm_sweep;
+pub(crate) mod ksm_trace;
+pub(crate) mod ksm_unit;
+pub(crate) mod merge;
+
 /// Merge equal pages of memory across processes: on request, inside partitions, on stock Linux kernels.
 #[derive(Debug, Parser)]
 #[command(name = "pagefold", version, max_term_width = 100, arg_required_else_help = true)]
@@ -24,24 +35,19 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Tell what merging would save, where and why, before anything is changed.
     Eval(EvalArgs),
-    /// Merge ranges of a running process (not built yet).
-    #[command(disable_help_flag = true)]
-    Merge(Later),
-    /// Give merged ranges of a running process their own pages back (not built yet).
-    #[command(disable_help_flag = true)]
-    Unmerge(Later),
+    /// Merge equal pages of running processes now, with the kernel's KSM.
+    Merge(merge::MergeArgs),
+    /// Give merged pages of running processes back to each, in steps, as far as memory allows.
+    Unmerge(merge::UnmergeArgs),
     /// Take a running process out of its partition (not built yet).
     #[command(disable_help_flag = true)]
     Leave(Later),
-    /// Enable kernel KSM on running processes (not built yet).
-    #[command(disable_help_flag = true)]
-    Enable(Later),
-    /// Disable kernel KSM on running processes (not built yet).
-    #[command(disable_help_flag = true)]
-    Disable(Later),
-    /// Show, set, advise, trace and sweep kernel KSM (not built yet).
-    #[command(disable_help_flag = true)]
-    Ksm(Later),
+    /// Enable kernel KSM on running processes.
+    Enable(enable::EnableArgs),
+    /// Disable kernel KSM on running processes, and give merged pages their own copies back.
+    Disable(enable::DisableArgs),
+    /// Show, set and tune kernel KSM, see what it does, find its best settings.
+    Ksm(ksm::KsmArgs),
     /// Manage named partitions (not built yet).
     #[command(disable_help_flag = true)]
     Partition(Later),
@@ -95,7 +101,8 @@ pub(crate) struct DemoArgs {
     /// Print one JSON document to stdout.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Only one part: `store` (the library) or `ksm` (kernel KSM with one layout).
+    /// Only one part: `store` (the library), `ksm` (kernel KSM with one layout) or `whole` (workers that mark nothing, by
+    /// the store).
     #[arg(long, value_enum)]
     pub(crate) part: Option<DemoPart>,
     /// Worker processes in each part.
@@ -113,6 +120,8 @@ pub(crate) enum DemoPart {
     Store,
     /// Eight Python workers under kernel KSM, with one layout and without.
     Ksm,
+    /// The same, managed whole by the store.
+    Whole,
 }
 
 /// `pagefold eval`.
@@ -217,9 +226,21 @@ fn fraction(text: &str) -> Result<f64, String> {
 }
 
 /// A time.
-fn seconds(text: &str) -> Result<f64, String> {
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     let time: f64 = text.parse().map_err(|error| format!("{error}"))?;
     if (0.0..=1e9).contains(&time) { Ok(time) } else { Err("must be a number of seconds, 0 or more".to_owned()) }
+}
+
+/// How long something may take.
+fn limit(text: &str) -> Result<f64, String> {
+    let time = seconds(text).map_err(|_no_time| "must be a number of seconds, more than 0".to_owned())?;
+    if time > 0.0 { Ok(time) } else { Err("must be more than 0 seconds".to_owned()) }
+}
+
+/// A time between two looks.
+fn interval(text: &str) -> Result<f64, String> {
+    let time: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.1..=86_400.0).contains(&time) { Ok(time) } else { Err("must be from 0.1 to 86400 seconds".to_owned()) }
 }
 
 /// `pagefold doctor`.
@@ -228,6 +249,13 @@ pub(crate) struct DoctorArgs {
     /// Look at this process too; may be given several times.
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: Vec<i32>,
+    /// Judge instead whether a gate in libc and the loader can be complete for a process or a program: whether other
+    /// code of it, its libraries or what it compiles could change mappings by itself.
+    #[arg(long, value_name = "PID|FILE", conflicts_with = "pid")]
+    pub(crate) proof: Option<String>,
+    /// Trust the files that are listed here by build-id and name, one a line, as --proof prints them.
+    #[arg(long, value_name = "FILE", requires = "proof")]
+    pub(crate) trust: Option<PathBuf>,
     /// Print one JSON document to stdout.
     #[arg(long)]
     pub(crate) json: bool,
@@ -248,9 +276,13 @@ pub(crate) struct RunArgs {
     /// Address-space layout of the members: one for all, drawn for each run, or as the kernel gives it.
     #[arg(long, value_enum, default_value_t = LayoutArg::Default)]
     pub(crate) layout: LayoutArg,
-    /// What is merged: ranges that programs mark mergeable (madvise), or everything eligible.
+    /// What is merged: ranges that programs mark mergeable (madvise), or everything eligible of programs that are proven
+    /// safe.
     #[arg(long, value_enum, default_value_t = Scope::Marked)]
     pub(crate) scope: Scope,
+    /// With --scope all: trust the files that are listed here, as `pagefold doctor --proof` prints them.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trust: Option<PathBuf>,
     /// How references to a page are checked before it is replaced. `vouch`: not at all; you say that nobody holds any.
     #[arg(long, value_enum, default_value_t = Check::Auto)]
     pub(crate) check: Check,
@@ -294,7 +326,7 @@ pub(crate) enum LayoutArg {
 pub(crate) enum Scope {
     /// What programs mark with madvise(MADV_MERGEABLE).
     Marked,
-    /// Every eligible range of programs that are proven safe (not built yet).
+    /// Every eligible range of programs that are proven safe, see `pagefold doctor --proof`.
     All,
 }
 

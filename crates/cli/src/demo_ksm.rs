@@ -1,28 +1,18 @@
 //! Part (b) of `pagefold demo`: eight workers under the kernel's KSM, with the shared layout and with the default one.
 use std::fmt;
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use kernel::Pid;
-use kernel::launch::Launch;
-use ksm::{DriveSettings, KsmSysfs, Layout, Pace, Rate, StackLimit};
+use ksm::{DriveSettings, KsmSysfs, Layout, Pace, Rate};
 use serde::Serialize;
 
-use crate::demo_hearing::Hearing;
+use crate::demo_fleet::{self, Fleet, NO_INTERPRETER, anonymous_and_shared, mib, saved};
 use crate::demo_interpreter::Interpreter;
 use crate::ksm_run::Driven;
 use crate::say;
 
 /// Longest that one layout may take to settle.
 const SETTLE: Duration = Duration::from_secs(6);
-/// What eight workers need beside what everybody else needs.
-const ROOM: u64 = 1 << 30;
-/// Longest that a worker may take for one thing, beside what all of them take of the processors.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PATIENCE_FOR_EACH: Duration = Duration::from_secs(5);
 
 /// What the demonstration is to do.
 #[derive(Clone, Copy, Debug)]
@@ -144,10 +134,6 @@ impl fmt::Display for PartB {
     }
 }
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / (1 << 20) as f64
-}
-
 /// Shows it, or says why it cannot be shown here.
 ///
 /// # Errors
@@ -165,13 +151,11 @@ pub(crate) fn part_b(options: PartBOptions) -> anyhow::Result<PartB> {
     if kernel::ksm_sysfs::memory_merge().is_err() {
         return Ok(PartB::skipped(options, "PR_SET_MEMORY_MERGE is missing (Linux 6.4)".to_owned(), started));
     }
-    let available = kernel::status::meminfo()?.mem_available.get();
-    if available < ROOM {
-        let why = format!("only {:.0} MiB of memory are available, 1 GiB is needed", mib(available));
+    if let Some(why) = demo_fleet::no_room()? {
         return Ok(PartB::skipped(options, why, started));
     }
     let Some(interpreter) = Interpreter::find() else {
-        return Ok(PartB::skipped(options, "neither python3 with sqlite3 nor node is installed".to_owned(), started));
+        return Ok(PartB::skipped(options, NO_INTERPRETER.to_owned(), started));
     };
     let layout = match Layout::draw() {
         Ok(layout) => layout,
@@ -210,16 +194,11 @@ fn round(
     };
     let base = anonymous_and_shared()?;
     tell(format_args!("{} workers load their data", options.workers));
-    let mut workers = Vec::new();
-    let patience = PATIENCE + PATIENCE_FOR_EACH * u32::try_from(options.workers).unwrap_or(u32::MAX);
-    for _ in 0..options.workers {
-        workers.push(Worker::start(interpreter, files, layout, patience)?);
-    }
-    for worker in &mut workers {
-        worker.digest = worker.line()?;
-    }
+    let mut workers = Fleet::start(interpreter, files, layout, options.workers, |launch| {
+        launch.memory_merge(true);
+    })?;
     let growth = anonymous_and_shared()?.saturating_sub(base);
-    let pss = pss_of(&workers)?;
+    let pss = workers.pss()?;
     tell(format_args!("{:.0} MiB of memory; now they work, and ksmd merges", mib(growth)));
 
     let began = Instant::now();
@@ -227,13 +206,7 @@ fn round(
     let mut work_rounds = 0;
     loop {
         // They read and write while it merges.
-        for worker in &mut workers {
-            worker.tell("work 5")?;
-        }
-        for worker in &mut workers {
-            worker.line()?;
-        }
-        work_rounds += 5;
+        work_rounds += workers.work()?;
         let pause = driven.drive.tick()?;
         if driven.drive.settled() || began.elapsed() > SETTLE {
             break;
@@ -243,20 +216,12 @@ fn round(
     let settle_seconds = began.elapsed().as_secs_f64();
     let progress = driven.drive.progress()?;
     let growth_after = anonymous_and_shared()?.saturating_sub(base);
-    let pss_after = pss_of(&workers)?;
+    let pss_after = workers.pss()?;
     let settled = driven.drive.settled();
     driven.finish()?;
 
     tell(format_args!("{:.0} MiB are left; every worker checks all that it holds", mib(growth_after)));
-    for worker in &mut workers {
-        worker.tell("check")?;
-    }
-    let first = workers.first().map(|worker| worker.digest.clone()).unwrap_or_default();
-    let mut workers_right = 0;
-    for worker in &mut workers {
-        let answer = worker.line()?;
-        workers_right += usize::from(worker.digest == first && answer == format!("{first} right"));
-    }
+    let workers_right = workers.check()?;
     let growth_checked = anonymous_and_shared()?.saturating_sub(base);
     let each = options.workers.max(1) as u64;
     // Whoever else takes or gives memory meanwhile shows up in the host's figures only.
@@ -286,71 +251,6 @@ fn round(
 fn settings() -> DriveSettings {
     let fast = Rate { pages_to_scan: 5000, sleep_millisecs: 2 };
     DriveSettings { pace: Pace::Adaptive { boost: fast, steady: fast }, use_zero_pages: true }
-}
-
-fn saved(before: u64, after: u64) -> f64 {
-    1.0 - after as f64 / before.max(1) as f64
-}
-
-fn anonymous_and_shared() -> anyhow::Result<u64> {
-    let info = kernel::status::meminfo()?;
-    Ok((info.anon_pages + info.shmem).get())
-}
-
-fn pss_of(workers: &[Worker]) -> anyhow::Result<u64> {
-    let mut sum = 0;
-    for worker in workers {
-        let memory = kernel::smaps::rollup(Pid(worker.child.id().cast_signed()))?;
-        sum += (memory.pss_anon + memory.pss_shmem).get();
-    }
-    Ok(sum)
-}
-
-/// One worker with its conversation. Dropping it ends it.
-struct Worker {
-    child: Child,
-    to: Option<ChildStdin>,
-    from: Hearing,
-    patience: Duration,
-    digest: String,
-}
-
-impl Worker {
-    fn start(interpreter: &Interpreter, files: &[PathBuf], layout: Layout, patience: Duration) -> anyhow::Result<Self> {
-        let mut command = interpreter.command();
-        command.args(files).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut launch = Launch::new(command);
-        launch.memory_merge(true);
-        let (launched, _) = layout.spawn(launch, StackLimit::PutBack)?;
-        let mut child = launched.child;
-        let to = child.stdin.take();
-        let from = Hearing::new(child.stdout.take().context("a worker without output")?);
-        Ok(Self { child, to, from, patience, digest: String::new() })
-    }
-
-    fn tell(&mut self, line: &str) -> anyhow::Result<()> {
-        let to = self.to.as_mut().context("a worker without input")?;
-        writeln!(to, "{line}").context("a worker has ended")
-    }
-
-    fn line(&mut self) -> anyhow::Result<String> {
-        self.from.line(self.patience)
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // The end of its input ends it; the kill is for one that hangs.
-        self.to = None;
-        for _ in 0..100 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ struct Document<'a> {
 
 /// Prints what stands in the way, and the probe.
 pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    if let Some(word) = &args.proof {
+        return crate::doctor_proof::proof(word, args);
+    }
     let host = HostFacts::observe(&KsmSysfs::host(), LOOK).context("cannot look at KSM")?;
     let looks = args.pid.iter().map(|pid| Observed::observe(Pid(*pid)).context("cannot look at the process"));
     let processes = looks.collect::<anyhow::Result<Vec<Observed>>>()?;

@@ -1,16 +1,13 @@
 //! `pagefold run --backend ksm`: a command whose memory the kernel's KSM may merge, with ksmd driven while it runs.
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use kernel::Signal;
 use kernel::launch::{LaunchError, Launched};
-use kernel::signals::SignalFd;
-use ksm::{Applied, Drive, DriveSettings, KsmError, KsmSysfs, Layout, ProcessId, StackLimit, StatePath, Tree};
+use ksm::{Applied, Drive, DriveSettings, KsmError, KsmSysfs, Layout, StackLimit, StatePath, Tree};
 
+use crate::guarded::Guardian;
 use crate::ksm_report::Report;
 use crate::say;
 use crate::start::{Ready, not_started, told};
@@ -32,9 +29,6 @@ pub(crate) struct KsmRun {
     /// The program and its arguments.
     pub(crate) command: Vec<OsString>,
 }
-
-/// The hidden subcommand under which this binary is its own guardian.
-pub(crate) const GUARDIAN: &str = "ksm-guardian";
 
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -131,7 +125,7 @@ fn reason(error: &anyhow::Error) -> &'static str {
 /// ksmd at work under the lease, with the guardian beside it.
 pub(crate) struct Driven {
     pub(crate) drive: Drive,
-    guardian: Child,
+    guardian: Guardian,
     next_tick: Instant,
 }
 
@@ -146,8 +140,8 @@ impl Driven {
         ksm::check_writable(sysfs)?;
         let path = StatePath::for_this_user();
         // First the guardian, then the lease: at no moment is there a lease that nobody would end.
-        let mut guardian = start_guardian(&path, sysfs, quiet)?;
-        let tree = Tree::below_self().without(guardian.id().cast_signed());
+        let guardian = Guardian::start(&path, sysfs, quiet)?;
+        let tree = Tree::below_self().without(guardian.pid());
         match Drive::start_at(&path, sysfs, settings, tree) {
             Ok((drive, repaired)) => {
                 // An ordinary start changes settings too: only what was left by others is news.
@@ -157,8 +151,7 @@ impl Driven {
                 Ok(Self { drive, guardian, next_tick: Instant::now() })
             }
             Err(error) => {
-                let _ = guardian.kill();
-                let _ = guardian.wait();
+                guardian.end();
                 Err(error.into())
             }
         }
@@ -172,7 +165,7 @@ impl Driven {
                     let (knob, found) = (foreign.knob, foreign.found);
                     report.say(&format!("{knob} was set to {found} by somebody else meanwhile and is left so"));
                 }
-                end(guardian);
+                guardian.end();
             }
             // The guardian stays and tries once more when this process is gone.
             Err(error) => report.refuse("release", &format!("KSM's settings are not restored yet: {error}")),
@@ -182,18 +175,12 @@ impl Driven {
     /// Gives the lease back and ends the guardian, in this order.
     pub(crate) fn finish(self) -> Result<(), KsmError> {
         let (released, guardian) = self.release();
-        released.map(|_| end(guardian))
+        released.map(|_| guardian.end())
     }
 
-    fn release(self) -> (Result<ksm::Repaired, KsmError>, Child) {
+    fn release(self) -> (Result<ksm::Repaired, KsmError>, Guardian) {
         (self.drive.stop(), self.guardian)
     }
-}
-
-fn end(mut guardian: Child) {
-    // Both fail only if it is gone already.
-    let _ = guardian.kill();
-    let _ = guardian.wait();
 }
 
 /// Runs until the command has ended.
@@ -228,39 +215,4 @@ fn watch(watch: &mut Watch<'_>, driven: &mut Option<Driven>, report: &mut Report
         }
         watch.wait(driven.as_ref().map_or(next_summary, |driven| driven.next_tick.min(next_summary)))?;
     }
-}
-
-/// Starts the guardian: this binary under its hidden name, in a process group of its own, so that a key of the terminal
-/// does not end it together with whom it guards.
-fn start_guardian(path: &StatePath, sysfs: &KsmSysfs, quiet: bool) -> anyhow::Result<Child> {
-    let me = ProcessId::current()?;
-    Command::new("/proc/self/exe")
-        .arg0("pagefold-guardian")
-        .arg(GUARDIAN)
-        .args([me.pid.to_string(), me.start_time.to_string()])
-        .args([path.as_path(), sysfs.root()])
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(if quiet { Stdio::null() } else { Stdio::inherit() })
-        .process_group(0)
-        .spawn()
-        .context("cannot start the guardian")
-}
-
-/// The guardian: waits for the end of the process that started it and ends that one's lease. `args` are what follows
-/// the hidden subcommand: pid, start time, state file, KSM's directory.
-pub(crate) fn guardian_main(args: &[OsString]) -> anyhow::Result<ExitCode> {
-    let [pid, start_time, state, sysfs] = args else { anyhow::bail!("the guardian takes four arguments") };
-    let number = |text: &OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).context("not a number");
-    let holder = ProcessId { pid: i32::try_from(number(pid)?)?, start_time: number(start_time)? };
-    // Who ends a whole session politely ends the guarded one too, which then takes some time to leave.
-    let _ignored =
-        SignalFd::block(&[Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT]).context("cannot block signals")?;
-    ksm::guard(&StatePath::at(state), &KsmSysfs::at(sysfs), &[holder], |ended| {
-        if !ended.repaired.is_clean() {
-            say::note(&ended.repaired);
-        }
-    })?;
-    Ok(ExitCode::SUCCESS)
 }

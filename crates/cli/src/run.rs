@@ -13,9 +13,9 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         say::note("--stable takes 0 to 3600 seconds");
         return Ok(ExitCode::from(crate::USAGE));
     }
-    if args.scope == Scope::All && args.backend == Backend::Store {
-        say::note("--scope all is not built yet for the store; --backend ksm merges all memory of any program");
-        return Ok(ExitCode::from(crate::NOT_HERE));
+    if args.trust.is_some() && (args.scope != Scope::All || args.backend != Backend::Store) {
+        say::note("--trust is for --scope all with the store: nothing else asks what code may do");
+        return Ok(ExitCode::from(crate::USAGE));
     }
     match args.backend {
         Backend::Store => store_run::run(&args),

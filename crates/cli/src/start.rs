@@ -93,12 +93,7 @@ pub(crate) fn not_started(error: LaunchError) -> ExitCode {
 
 /// An error with all that is below it, on one line, and the way out of scarcity.
 pub(crate) fn told(error: &LaunchError) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(inner) = next {
-        text.push_str(&format!(": {inner}"));
-        next = inner.source();
-    }
+    let mut text = kernel::error_chain(error);
     if error.is_scarcity() {
         text.push_str("; raise ulimit -n, ulimit -u or the memory that may be used");
     }

@@ -1,17 +1,33 @@
 //! What `pagefold run` with the store says, and its summary document.
 
+use std::cell::RefCell;
+use std::time::Instant;
+
 use broker::{BrokerHandle, Summary};
+use serde::Serialize;
 
 use crate::args::RunArgs;
+use crate::outsiders::{Outsider, Outsiders};
 use crate::say;
 use crate::summary_file::SummaryFile;
 
 /// Different reasons that the end of a run tells; the summary has more.
 const REASONS: usize = 3;
 
+/// The summary as it is written.
+#[derive(Serialize)]
+struct Document {
+    #[serde(flatten)]
+    summary: Summary,
+    /// Programs that the agent could not get into, where everything is to be managed.
+    no_agent: Vec<Outsider>,
+}
+
 /// Tells what a run does.
 pub(crate) struct Reporter<'a> {
     pub(crate) broker: Option<&'a BrokerHandle>,
+    /// Where everything is managed: those whom the broker does not hear of.
+    pub(crate) outsiders: Option<RefCell<Outsiders>>,
     pub(crate) file: Option<&'a SummaryFile>,
     pub(crate) args: &'a RunArgs,
     /// It was said already why nothing can be merged.
@@ -35,10 +51,22 @@ impl Reporter<'_> {
         })
     }
 
+    /// Looks who is not managed; returns when to do so again.
+    pub(crate) fn look_for_outsiders(&self) -> Option<Instant> {
+        let mut outsiders = self.outsiders.as_ref()?.borrow_mut();
+        outsiders.look();
+        Some(outsiders.next())
+    }
+
+    fn outsiders(&self) -> Vec<Outsider> {
+        self.outsiders.as_ref().map(|outsiders| outsiders.borrow().list()).unwrap_or_default()
+    }
+
     /// Rewrites the summary file, if there is to be one.
     pub(crate) fn write(&self) {
+        let document = || Document { summary: self.summary(), no_agent: self.outsiders() };
         if let Some(file) = self.file
-            && let Err(error) = file.write(&self.summary())
+            && let Err(error) = file.write(&document())
         {
             self.say(&format!("{error:#}"));
         }
@@ -59,7 +87,10 @@ impl Reporter<'_> {
             return;
         }
         let summary = self.summary();
-        for line in left_alone(&summary.helper_refused) {
+        let without = |outsider: Outsider| format!("{} has no agent: {}", outsider.program, outsider.reason);
+        let reasons: Vec<String> =
+            summary.helper_refused.iter().cloned().chain(self.outsiders().into_iter().map(without)).collect();
+        for line in left_alone(&reasons) {
             self.say(&line);
         }
         if summary.processes_ever > 0 {

@@ -3,25 +3,29 @@
 //! The command is always started, managed or not, and its status and signals pass through. What cannot be managed is
 //! said once, with the way out.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use broker::{AgentFiles, Broker, BrokerError, BrokerHandle, CheckChoice, Settings};
-use kernel::launch::{LaunchError, Launched};
+use kernel::launch::{Launch, LaunchError, Launched};
 use kernel::probe::{Missing, Name};
 use kernel::signals;
 use kernel::{Pid, Seqpacket};
 use ksm::{Layout, StackLimit};
 
-use crate::args::{Check, LayoutArg, RunArgs};
+use crate::args::{Check, LayoutArg, RunArgs, Scope};
+use crate::outsiders::Outsiders;
 use crate::say;
 use crate::start::{Ready, not_started, told};
 use crate::store_report::Reporter;
 use crate::watch::{Seen, Watch, pass_on};
+use crate::whole::Whole;
 
 /// The hidden subcommand under which this binary is its own guardian.
 pub(crate) const GUARDIAN: &str = "store-guardian";
@@ -30,7 +34,7 @@ const SUMMARY_EVERY: Duration = Duration::from_secs(10);
 /// For a command that cannot be started for want of something.
 const TRIES: u32 = 20;
 const MOMENT: Duration = Duration::from_millis(20);
-/// Where the agent finds its broker: `NAME:SECRET:SITES`.
+/// Where the agent finds its broker: `NAME:SECRET:SITES`, with `all:` before the sites where everything is managed.
 const AGENT_VARIABLE: &str = "PAGEFOLD_AGENT";
 
 /// Runs the command.
@@ -52,8 +56,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Ok(started) => started,
         Err(error) => return Ok(not_started(error)),
     };
+    let all = managed.as_ref().is_some_and(|managed| managed.all);
     let reporter = Reporter {
         broker: managed.as_ref().map(|managed| &managed.broker),
+        outsiders: all.then(|| RefCell::new(Outsiders::below_self())),
         file: ready.summary.as_ref(),
         args,
         unmanaged: unmanageable.is_some(),
@@ -61,7 +67,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     reporter.write();
     let status = watch(&mut Watch::new(launched, &ready.signals), &reporter)?;
     reporter.end();
-    if let Some(Managed { broker, files }) = managed {
+    if let Some(Managed { broker, files, .. }) = managed {
         // Helpers leave with the broker; what is then still below this process are the command's own.
         drop(broker);
         signals::reap_others(Pid(0));
@@ -85,20 +91,22 @@ fn watch(watch: &mut Watch<'_>, reporter: &Reporter<'_>) -> anyhow::Result<ExitS
             next += SUMMARY_EVERY;
             reporter.write();
         }
-        watch.wait(next)?;
+        watch.wait(reporter.look_for_outsiders().map_or(next, |look| look.min(next)))?;
     }
 }
 
 /// The broker and the agent's files.
-struct Managed {
+pub(crate) struct Managed {
     broker: BrokerHandle,
     files: AgentFiles,
+    /// Everything eligible is managed.
+    all: bool,
 }
 
 /// Why a program cannot get the agent, if it cannot.
-fn unmanageable(program: &OsString) -> Option<String> {
-    match proof::resolve_program(Path::new(program)).ok()?.class {
-        proof::Class::NoAgent(reason) => Some(format!("{reason}")),
+pub(crate) fn unmanageable(program: impl AsRef<Path>) -> Option<String> {
+    match proof::resolve_program(program.as_ref()).ok()?.class {
+        proof::Class::NoAgent(reason) => Some(reason.to_string()),
         _ => None,
     }
 }
@@ -153,12 +161,7 @@ fn spawn(
 ) -> Result<Launched, LaunchError> {
     let mut launch = ready.launch(&args.command)?;
     if let Some(managed) = managed {
-        let mut preload = managed.files.image().into_os_string();
-        if let Some(own) = preloaded(outer) {
-            preload.push(":");
-            preload.push(own);
-        }
-        launch.command().env("LD_PRELOAD", preload).env(AGENT_VARIABLE, managed.variable());
+        managed.enter_from(&mut launch, outer);
     }
     // ksmd must not compete for the same pages; a kernel without KSM has nothing to switch off.
     if kernel::ksm_sysfs::memory_merge().is_ok_and(|on| on) {
@@ -222,7 +225,7 @@ impl OuterRun {
         let variable = std::env::var(AGENT_VARIABLE).ok()?;
         let mut words = variable.splitn(3, ':');
         let (name, _secret, sites) = (words.next()?, words.next()?, words.next()?);
-        Some(Self { name: name.to_owned(), sites: sites.into() })
+        Some(Self { name: name.to_owned(), sites: sites.strip_prefix("all:").unwrap_or(sites).into() })
     }
 
     /// True if its broker is still there: what a run has left behind names one that has ended.
@@ -231,17 +234,25 @@ impl OuterRun {
     }
 }
 
-fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
+/// Whether this process can have a broker of its own that merges running programs.
+fn can_manage(outer: Option<&OuterRun>) -> anyhow::Result<()> {
     if outer.is_some_and(OuterRun::goes_on) {
         anyhow::bail!("it is inside a pagefold run already, whose partition it belongs to");
     }
     broker::enough_for_a_broker()?;
-    kernel::probe::Features::probe().live_merge().map_err(anyhow::Error::new)?;
-    let files = AgentFiles::write()?;
-    let program = std::env::current_exe().context("cannot find this program for the guardian")?;
-    let settings = Settings {
+    kernel::probe::Features::probe().live_merge().map_err(anyhow::Error::new)
+}
+
+fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
+    can_manage(outer)?;
+    let scope = match args.scope {
+        Scope::Marked => broker::Scope::Marked,
+        Scope::All => broker::Scope::All(Arc::new(Whole::new(args.trust.as_deref())?)),
+    };
+    Managed::begin(Settings {
         label: args.partition.clone(),
         strict: args.strict,
+        scope,
         check: match args.check {
             Check::Auto => CheckChoice::Auto,
             Check::Bpf => CheckChoice::Bpf,
@@ -250,17 +261,54 @@ fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
         },
         stable: Some(Duration::from_secs_f64(args.stable)),
         store_limit: args.store_limit.map(|mib| mib << 20),
-        guardian: Some((program, vec![GUARDIAN.to_owned()])),
         ..Settings::default()
-    };
-    Ok(Managed { broker: Broker::start(settings)?, files })
+    })
 }
 
 impl Managed {
+    /// As `run --scope all` manages a tree, in this process.
+    ///
+    /// # Errors
+    /// What is missing, or that this process is itself a part of a run.
+    pub(crate) fn whole(stable: Duration) -> anyhow::Result<Self> {
+        can_manage(OuterRun::find().as_ref())?;
+        let scope = broker::Scope::All(Arc::new(Whole::new(None)?));
+        Self::begin(Settings { scope, stable: Some(stable), ..Settings::default() })
+    }
+
+    fn begin(settings: Settings) -> anyhow::Result<Self> {
+        let files = AgentFiles::write()?;
+        let program = std::env::current_exe().context("cannot find this program for the guardian")?;
+        let all = matches!(settings.scope, broker::Scope::All(_));
+        let guardian = Some((program, vec![GUARDIAN.to_owned()]));
+        Ok(Self { broker: Broker::start(Settings { guardian, ..settings })?, files, all })
+    }
+
+    /// Puts the agent into a command.
+    pub(crate) fn enter(&self, launch: &mut Launch) {
+        self.enter_from(launch, OuterRun::find().as_ref());
+    }
+
+    fn enter_from(&self, launch: &mut Launch, outer: Option<&OuterRun>) {
+        let mut preload = self.files.image().into_os_string();
+        if let Some(own) = preloaded(outer) {
+            preload.push(":");
+            preload.push(own);
+        }
+        launch.command().env("LD_PRELOAD", preload).env(AGENT_VARIABLE, self.variable());
+    }
+
+    /// # Errors
+    /// That the broker has ended.
+    pub(crate) fn summary(&self) -> anyhow::Result<broker::Summary> {
+        self.broker.summary().context("the broker has ended")
+    }
+
     fn variable(&self) -> String {
         let sites = self.files.sites();
         let token = self.broker.token();
-        format!("{}:{:016x}{:016x}:{}", self.broker.name(), token.0, token.1, sites.display())
+        let scope = if self.all { "all:" } else { "" };
+        format!("{}:{:016x}{:016x}:{scope}{}", self.broker.name(), token.0, token.1, sites.display())
     }
 }
 

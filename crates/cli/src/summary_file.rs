@@ -21,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 4096;
 /// Links that the kernel follows one after the other.
 const LINKS: usize = 40;
-/// Not held up by a pipe that nobody reads, and no terminal becomes ours.
-const CAREFUL: i32 = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits().cast_signed();
+/// Not held up by a pipe with nobody at its other end, and no terminal becomes ours.
+pub(crate) const CAREFUL: i32 = OFlags::NONBLOCK.union(OFlags::NOCTTY).bits().cast_signed();
 
 /// Where the summary goes, settled once: what the name leads to later is of no interest.
 pub(crate) struct SummaryFile {

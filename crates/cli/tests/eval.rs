@@ -195,6 +195,8 @@ fn bad_input_has_a_clear_error() {
         assert!(output.stdout.is_empty(), "{words:?}");
     };
     refused(&[], 2, "--pid, --cgroup, --comm or --all");
+    let error: Value = serde_json::from_slice(&eval(&["--json"]).stdout).unwrap();
+    assert!(error["error"].as_str().unwrap().contains("--pid, --cgroup, --comm or --all"), "{error}");
     refused(&["--pid", "0"], 2, "--pid");
     refused(&["--all", "--sample", "0"], 2, "above 0 and at most 1");
     refused(&["--all", "--sample-hash", "1.5"], 2, "above 0 and at most 1");

@@ -15,10 +15,11 @@
 //! (`pagefold.looks`), and the page size. Contents are hashes under a secret that is drawn for each snapshot and not
 //! kept: what is equal can be seen, what it is cannot, and two captures have nothing in common.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use kernel::{Range, Vaddr, page_size};
@@ -261,14 +262,36 @@ impl Snapshot {
         if header.version != VERSION {
             return Err(content(format!("version {} is not known here", header.version)));
         }
-        // The reader of Parquet files takes some damaged ones for its own mistakes, and panics.
-        let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let read = without_panic(|| {
             (0..reader.num_row_groups()).map(|group| Rows::read(&*reader.get_row_group(group)?)).collect()
-        }));
-        let damaged = |_| ParquetError::General("it is damaged".to_owned());
-        let rows: Vec<Rows> = read.map_err(damaged).and_then(|rows| rows).map_err(parquet)?;
+        });
+        let damaged = || ParquetError::General("it is damaged".to_owned());
+        let rows: Vec<Rows> = read.ok_or_else(damaged).and_then(|rows| rows).map_err(parquet)?;
         rebuild(header, &rows, threads, begun).map_err(content)
     }
+}
+
+thread_local! {
+    /// Panics of this thread are caught and told in other words.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The reader of Parquet files takes some damaged ones for its own mistakes, and panics. `None` then, and nothing on
+/// stderr.
+fn without_panic<T>(read: impl FnOnce() -> T) -> Option<T> {
+    static SILENT: Once = Once::new();
+    SILENT.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !CAUGHT.get() {
+                hook(panic);
+            }
+        }));
+    });
+    let before = CAUGHT.replace(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    CAUGHT.set(before);
+    result.ok()
 }
 
 /// A name next to `path`, on the same file system.
@@ -397,8 +420,10 @@ fn rebuild(header: Header, groups: &[Rows], threads: usize, begun: Instant) -> R
                 let content = if bits == ksmd::Content::ZERO.to_bits() {
                     Some(Content::ZERO)
                 } else {
-                    // Later looks have no mark: what was read as data then is compared by its hash.
-                    Content::from_parts(bits, mark).or_else(|| Content::from_parts(bits, OTHER))
+                    // Later looks have no mark: what was read as data then is compared by its hash. The mark of a page that
+                    // was zeros at first says nothing about what it held later.
+                    let marked = Content::from_parts(bits, mark).filter(|content| *content != Content::ZERO);
+                    marked.or_else(|| Content::from_parts(bits, OTHER))
                 };
                 findings.put(page, content.ok_or_else(|| format!("row {row} has no class"))?);
             }

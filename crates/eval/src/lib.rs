@@ -48,7 +48,7 @@ mod walk;
 
 pub use capture::CaptureError;
 pub use error::EvalError;
-pub use html::{Additions, NearCause, Series};
+pub use html::{Additions, NearCause, Series, sweep_page};
 pub use model::{ModelError, ModelReport, TrialReport};
 pub use printable::{printable, size};
 pub use read::Pace;

@@ -265,7 +265,8 @@ impl<'a> Reader<'a> {
                 Err(_) => {}
             }
             if !self.gently.is_empty() && !read.gone {
-                read.gone = read_gently(pid, &self.gently, &mut self.buffer, &mut put);
+                read.gone = MemoryFile::open(pid)
+                    .map_or(true, |memory| !memory.read_each(&self.gently, &mut self.buffer, &mut put));
             }
             if read.gone {
                 break;
@@ -357,35 +358,6 @@ fn add(list: &mut Vec<Range>, at: Vaddr) {
     } else {
         list.push(Range::new(at, end).expect("one page"));
     }
-}
-
-/// Reads through /proc/PID/mem. True if the address space is gone.
-fn read_gently(pid: Pid, ranges: &[Range], buffer: &mut [u8], put: &mut impl FnMut(Range, &[u8])) -> bool {
-    let Ok(memory) = MemoryFile::open(pid) else { return true };
-    for range in ranges {
-        for piece in range.pieces(Bytes(buffer.len() as u64)) {
-            let mut rest = piece;
-            while !rest.is_empty() {
-                let room = &mut buffer[..rest.len().get() as usize];
-                let Ok(outcome) = memory.read(rest.start(), room) else { break };
-                if outcome == kernel::ReadOutcome::Gone {
-                    return true;
-                }
-                let read = outcome.bytes().pages().bytes();
-                let end = rest.start() + read;
-                if let Ok(got) = Range::new(rest.start(), end) {
-                    put(got, &buffer[..read.get() as usize]);
-                }
-                // Behind the page that could not be read.
-                let behind = if read == rest.len() { rest.end() } else { end + Bytes(page_size()) };
-                match Range::new(behind, piece.end()) {
-                    Ok(next) => rest = next,
-                    Err(_) => break,
-                }
-            }
-        }
-    }
-    false
 }
 
 /// Holds readers to a rate, all of them together.

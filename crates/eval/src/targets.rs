@@ -1,10 +1,8 @@
 //! Whose memory is looked at.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use kernel::procfs::ProcError;
 use kernel::{Pid, membership, pagemap, status, task};
 use ksm::ProcessId;
 use serde::Serialize;
@@ -208,52 +206,26 @@ fn add_children(named: &mut BTreeSet<i32>, all: &[Pid]) {
 }
 
 fn members_of(path: &Path) -> Result<Vec<Pid>, EvalError> {
-    let below = path.strip_prefix("/").unwrap_or(path);
-    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory"];
-    let places = std::iter::once(path.to_owned()).chain(roots.iter().map(|root| Path::new(root).join(below)));
-    let mut first_error = None;
-    for place in places {
-        match membership::cgroup_members(&place) {
-            Ok(members) => return Ok(members),
-            Err(error) => first_error = first_error.or(Some(error)),
-        }
-    }
-    let source = first_error.expect("at least one place was tried");
-    Err(EvalError::NoSuchCgroup { path: path.to_owned(), source })
+    membership::members_of(path).map_err(|source| EvalError::NoSuchCgroup { path: path.to_owned(), source })
 }
 
 /// Processes that share an address space become one. Where the kernel cannot compare them, each counts for itself.
 fn each_address_space_once(mut found: Vec<Process>) -> Vec<Process> {
     // A helper lends its number to nobody: the program that it serves comes first.
     found.sort_by_key(|process| (process.comm.starts_with("pagefold-helper"), process.pid));
-    let mut kept: Vec<Process> = Vec::new();
-    // Numbers of kept processes, in the kernel's order of address spaces.
-    let mut order: Vec<usize> = Vec::new();
-    for process in found {
-        match place_of(&order, &kept, Pid(process.pid)) {
-            Ok(Ok(same)) => kept[order[same]].shares_memory_with.push(process.pid),
-            Ok(Err(place)) => {
-                order.insert(place, kept.len());
-                kept.push(process);
-            }
-            Err(_) => kept.push(process),
-        }
-    }
-    kept.sort_by_key(|process| process.pid);
-    kept
-}
-
-fn place_of(order: &[usize], kept: &[Process], pid: Pid) -> Result<Result<usize, usize>, ProcError> {
-    let (mut low, mut high) = (0, order.len());
-    while low < high {
-        let middle = low.midpoint(high);
-        match task::kcmp_vm(Pid(kept[order[middle]].pid), pid)? {
-            Ordering::Equal => return Ok(Ok(middle)),
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
-        }
-    }
-    Ok(Err(low))
+    let pids: Vec<Pid> = found.iter().map(|process| Pid(process.pid)).collect();
+    let others: HashMap<i32, Vec<i32>> = task::by_address_space(&pids)
+        .into_iter()
+        .map(|space| (space[0].get(), space[1..].iter().map(|pid| pid.get()).collect()))
+        .collect();
+    found.retain_mut(|process| {
+        others.get(&process.pid).is_some_and(|others| {
+            process.shares_memory_with.clone_from(others);
+            true
+        })
+    });
+    found.sort_by_key(|process| process.pid);
+    found
 }
 
 /// By what processes are taken together in reports.

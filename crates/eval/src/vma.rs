@@ -95,17 +95,8 @@ pub(crate) const REFUSALS: [&str; 13] = [
     "protection_key",
 ];
 
-/// Why the kernel's KSM leaves a mapping alone whatever is advised (mm/ksm.c, `vma_ksm_compatible`), or `None` where it
-/// would take its anonymous pages. madvise(MADV_MERGEABLE) returns success all the same.
+/// Why the kernel's KSM leaves a mapping alone whatever is advised, or `None` where it would take its anonymous pages.
 #[must_use]
 pub fn ksm_refuses(vma: &VmaUse) -> Option<&'static str> {
-    let flags = &vma.flags;
-    match () {
-        () if flags.hugetlb() => Some("hugetlb"),
-        () if vma.vma.shared => Some("shared"),
-        () if flags.contains(*b"dp") => Some("droppable"),
-        () if flags.io() || flags.pfnmap() || flags.mixedmap() => Some("device"),
-        () if flags.contains(*b"de") || vma.vma.is_special() => Some("special"),
-        () => None,
-    }
+    vma.flags.ksm_refuses().or(vma.vma.is_special().then_some("special"))
 }

@@ -22,6 +22,13 @@ pub fn one_arena() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
+/// Gives what is free in the allocator's arenas back to the kernel: after something that took much for a moment, above all
+/// in a thread that ends, whose arena would keep it.
+pub fn trim() {
+    // SAFETY: the call takes an integer, and touches nothing that is allocated.
+    unsafe { libc::malloc_trim(0) };
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

@@ -9,7 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 
 use crate::launch::{Launch, LaunchError, Launched};
-use crate::sys;
+use crate::ptrace::{request, wait_id};
 use crate::units::Pid;
 
 /// What became of the stop.
@@ -68,8 +68,8 @@ fn trace(mut told: PipeReader, mut tell: PipeWriter, work: impl FnOnce(Pid)) -> 
     if told.read_exact(&mut word).is_err() {
         return ExecStop::Ended;
     }
-    let pid = i32::from_ne_bytes(word);
-    let seized = ptrace(libc::PTRACE_SEIZE, pid, libc::PTRACE_O_TRACEEXEC as usize);
+    let pid = Pid(i32::from_ne_bytes(word));
+    let seized = request(libc::PTRACE_SEIZE, pid, 0, libc::PTRACE_O_TRACEEXEC as usize);
     let _ = tell.write_all(&[1]);
     drop(tell);
     if let Err(error) = seized {
@@ -81,21 +81,21 @@ fn trace(mut told: PipeReader, mut tell: PipeWriter, work: impl FnOnce(Pid)) -> 
         let (signal, event) = (status & 0xff, status >> 8);
         if event == libc::PTRACE_EVENT_EXEC {
             if let Some(work) = work.take() {
-                work(Pid(pid));
+                work(pid);
             }
             // Fails only if it was killed meanwhile.
-            return if ptrace(libc::PTRACE_DETACH, pid, 0).is_ok() { ExecStop::Done } else { ExecStop::Ended };
+            return if request(libc::PTRACE_DETACH, pid, 0, 0).is_ok() { ExecStop::Done } else { ExecStop::Ended };
         }
         let going_on = match event {
             // Stopped as a group: it stays so until it is continued, as without a tracer.
             libc::PTRACE_EVENT_STOP
                 if matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) =>
             {
-                ptrace(libc::PTRACE_LISTEN, pid, 0)
+                request(libc::PTRACE_LISTEN, pid, 0, 0)
             }
-            libc::PTRACE_EVENT_STOP => ptrace(libc::PTRACE_CONT, pid, 0),
+            libc::PTRACE_EVENT_STOP => request(libc::PTRACE_CONT, pid, 0, 0),
             // A signal of its own: delivered.
-            _ => ptrace(libc::PTRACE_CONT, pid, signal as usize),
+            _ => request(libc::PTRACE_CONT, pid, 0, signal as usize),
         };
         if going_on.is_err() {
             return ExecStop::Ended;
@@ -105,28 +105,14 @@ fn trace(mut told: PipeReader, mut tell: PipeWriter, work: impl FnOnce(Pid)) -> 
 
 /// Waits for the next stop without taking the status away: an end is for whoever started the command. The signal in
 /// the low byte, the event above it; `None` at the end.
-fn peek(pid: i32) -> Option<i32> {
+fn peek(pid: Pid) -> Option<i32> {
     loop {
-        // SAFETY: the structure is plain integers, for which zeros are valid.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
-        // SAFETY: the structure is writable and lives until the call returns.
-        let result = unsafe { libc::waitid(libc::P_PID, pid.cast_unsigned(), &raw mut info, options) };
-        match sys::check(result.into()) {
-            Ok(_) if matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED) => {
-                // SAFETY: waitid filled in the part of the structure that is about children.
-                return Some(unsafe { info.si_status() });
-            }
-            Ok(_) => return None,
+        match wait_id(pid, libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL) {
+            Ok((libc::CLD_TRAPPED | libc::CLD_STOPPED, status)) => return Some(status),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return None,
+            Ok(_) | Err(_) => return None,
         }
     }
-}
-
-fn ptrace(request: libc::c_uint, pid: i32, data: usize) -> io::Result<()> {
-    // SAFETY: none of the requests of this file takes an address of this process.
-    sys::check(unsafe { libc::ptrace(request, pid, std::ptr::null_mut::<libc::c_void>(), data) }).map(|_| ())
 }
 
 #[cfg(test)]

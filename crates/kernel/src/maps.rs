@@ -37,6 +37,22 @@ pub struct Vma {
 }
 
 impl Vma {
+    /// Takes away what lies before `behind`; false if nothing is left.
+    ///
+    /// The kernel gives lists of mappings in pieces, each from the end of the last mapping of the one before. One that has
+    /// grown over this place meanwhile begins before it, and would stand for the same pages a second time.
+    pub(crate) fn keep_behind(&mut self, behind: Vaddr) -> bool {
+        let start = self.range.start().max(behind);
+        let Some(range) = Range::new(start, self.range.end()).ok().filter(|range| range.pages().get() > 0) else {
+            return false;
+        };
+        if self.inode != 0 {
+            self.offset = self.offset.wrapping_add(start.get() - self.range.start().get());
+        }
+        self.range = range;
+        true
+    }
+
     /// Private memory without a file, whatever it is called.
     #[must_use]
     pub fn is_private_anonymous(&self) -> bool {
@@ -70,22 +86,29 @@ impl MapsReader {
         Self::default()
     }
 
-    /// Reads all mappings of a process into `out`, which is cleared. Mappings that change meanwhile may be missing or
-    /// shown twice, as the kernel shows them. A kernel thread has none.
+    /// Reads all mappings of a process into `out`, which is cleared: in the order of their addresses, and none overlaps
+    /// another. Of mappings that change meanwhile a part may be missing. A kernel thread has none.
     ///
     /// # Errors
     /// [`ProcError`].
     pub fn read(&mut self, pid: Pid, out: &mut Vec<Vma>) -> Result<(), ProcError> {
         out.clear();
         procfs::read_into(pid, "maps", &mut self.buffer)?;
-        for line in procfs::lines(&self.buffer) {
-            out.push(
-                parse_line(line)
-                    .ok_or_else(|| ProcError::Parse { path: format!("/proc/{pid}/maps"), line: procfs::text(line) })?,
-            );
-        }
-        Ok(())
+        parse(&self.buffer, out).map_err(|line| ProcError::Parse { path: format!("/proc/{pid}/maps"), line })
     }
+}
+
+/// The whole file; the error is the line that is not understood.
+fn parse(bytes: &[u8], out: &mut Vec<Vma>) -> Result<(), String> {
+    let mut behind = Vaddr(0);
+    for line in procfs::lines(bytes) {
+        let mut vma = parse_line(line).ok_or_else(|| procfs::text(line))?;
+        if vma.keep_behind(behind) {
+            behind = vma.range.end();
+            out.push(vma);
+        }
+    }
+    Ok(())
 }
 
 /// All mappings of a process.
@@ -106,6 +129,14 @@ pub fn count(pid: Pid) -> Result<u64, ProcError> {
     let mut buffer = Vec::new();
     procfs::read_into(pid, "maps", &mut buffer)?;
     Ok(procfs::lines(&buffer).count() as u64)
+}
+
+/// How many mappings a process may have (vm.max_map_count), the kernel's own value where that cannot be read.
+#[must_use]
+pub fn max_map_count() -> u64 {
+    const DEFAULT: u64 = 65_530;
+    let text = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT)
 }
 
 /// One line of the file; `None` if it is not one. Addresses between pages make no mapping.
@@ -239,6 +270,16 @@ mod tests {
         for bad in [&b""[..], b"x", b"1-2 r--p 0 0:0 0", b"1000-2000 r-p 0 0:0 0", b"2000-1000 r--p 0 0:0 0"] {
             assert_eq!(parse_line(bad), None);
         }
+    }
+
+    #[test]
+    fn what_the_kernel_shows_twice_is_there_once() {
+        let file = b"1000-3000 r--p 00000000 fe:01 7 /a\n2000-5000 r--p 00001000 fe:01 7 /a\n\
+            2000-4000 r--p 00001000 fe:01 7 /a\n4000-6000 rw-p 00000000 00:00 0 \n";
+        let mut all = Vec::new();
+        parse(file, &mut all).unwrap();
+        let seen: Vec<_> = all.iter().map(|vma| (vma.range.start().get(), vma.range.end().get(), vma.offset)).collect();
+        assert_eq!(seen, [(0x1000, 0x3000, 0), (0x3000, 0x5000, 0x2000), (0x5000, 0x6000, 0)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::procfs::{self, ProcError};
 use crate::units::Pid;
@@ -33,8 +33,35 @@ pub fn cgroup(pid: Pid) -> Result<String, ProcError> {
     Ok(parse_cgroup(&procfs::text(&buffer)))
 }
 
+/// The cgroups of a process in all hierarchies, without those at their root and each path once. The one that
+/// [`cgroup`] tells comes first, so that none is left is the same as being at the root.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn cgroups(pid: Pid) -> Result<Vec<String>, ProcError> {
+    let mut buffer = Vec::new();
+    procfs::read_into(pid, "cgroup", &mut buffer)?;
+    Ok(parse_cgroups(&procfs::text(&buffer)))
+}
+
+fn parse_cgroups(text: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    let others = hierarchies(text).map(|(_, path)| path.to_owned());
+    for path in std::iter::once(parse_cgroup(text)).chain(others) {
+        if path != "/" && !found.contains(&path) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Controllers and path, for each hierarchy.
+pub(crate) fn hierarchies(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'))
+}
+
 fn parse_cgroup(text: &str) -> String {
-    let paths = || text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let paths = || hierarchies(text);
     let unified = paths().find(|(controllers, path)| controllers.is_empty() && *path != "/");
     let memory = || paths().find(|(controllers, _)| controllers.split(',').any(|word| word == "memory"));
     unified.or_else(memory).map_or_else(|| "/".to_owned(), |(_, path)| path.to_owned())
@@ -54,6 +81,30 @@ pub fn cgroup_members(folder: &Path) -> io::Result<Vec<Pid>> {
     Ok(pids)
 }
 
+/// The processes of a cgroup and of all below it, named as for [`cgroup_folder`].
+///
+/// # Errors
+/// As [`cgroup_folder`] and [`cgroup_members`].
+pub fn members_of(path: &Path) -> io::Result<Vec<Pid>> {
+    cgroup_members(&cgroup_folder(path)?)
+}
+
+/// The directory of a cgroup that is named by it, or by its path below /sys/fs/cgroup: there of the unified hierarchy, or of
+/// any of those of cgroup v1.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] if there is none, else what the kernel says of the path as it was given.
+pub fn cgroup_folder(path: &Path) -> io::Result<PathBuf> {
+    let is_cgroup = |folder: &Path| fs::metadata(folder.join("cgroup.procs")).map(|_| ());
+    let Err(error) = is_cgroup(path) else { return Ok(path.to_owned()) };
+    let root = Path::new("/sys/fs/cgroup");
+    let first = [root.to_owned(), root.join("unified"), root.join("memory")];
+    let others = fs::read_dir(root).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let below = path.strip_prefix("/").unwrap_or(path);
+    let mut places = first.into_iter().chain(others).map(|hierarchy| hierarchy.join(below));
+    places.find(|folder| is_cgroup(folder).is_ok()).ok_or(error)
+}
+
 fn own_members(folder: &Path) -> io::Result<Vec<Pid>> {
     match fs::read_to_string(folder.join("cgroup.procs")) {
         Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).map(Pid).collect()),
@@ -61,6 +112,33 @@ fn own_members(folder: &Path) -> io::Result<Vec<Pid>> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// True if the cgroup of a process is frozen, by itself or with one above it (cgroup.freeze, or the freezer of cgroup
+/// v1). What the mounted groups do not show is taken to run.
+///
+/// # Errors
+/// [`ProcError`].
+pub fn is_frozen(pid: Pid) -> Result<bool, ProcError> {
+    let mut buffer = Vec::new();
+    procfs::read_into(pid, "cgroup", &mut buffer)?;
+    Ok(frozen(&procfs::text(&buffer), Path::new("/sys/fs/cgroup")))
+}
+
+fn frozen(membership: &str, mounted: &Path) -> bool {
+    hierarchies(membership).any(|(controllers, path)| {
+        let says = |folder: &Path, file: &str, word: &str| {
+            let text = fs::read_to_string(folder.join(path.trim_start_matches('/')).join(file));
+            text.is_ok_and(|text| text.lines().any(|line| line.starts_with(word)))
+        };
+        if controllers.is_empty() {
+            let roots = [mounted.to_owned(), mounted.join("unified")];
+            roots.iter().any(|root| says(root, "cgroup.events", "frozen 1"))
+        } else {
+            controllers.split(',').any(|controller| controller == "freezer")
+                && says(&mounted.join("freezer"), "freezer.state", "FR")
+        }
+    })
 }
 
 #[cfg(test)]
@@ -92,6 +170,18 @@ mod tests {
     }
 
     #[test]
+    fn every_hierarchy_is_told_once_and_no_root() {
+        assert_eq!(
+            parse_cgroups("4:cpu,memory:/docker/1\n3:pids:/docker/1\n1:name=systemd:/a:b\n0::/\n"),
+            ["/docker/1", "/a:b"]
+        );
+        assert_eq!(parse_cgroups("1:name=systemd:/z\n0::/\n"), ["/z"]);
+        assert_eq!(parse_cgroups("0::/x\n"), ["/x"]);
+        assert!(parse_cgroups("0::/\n").is_empty());
+        assert!(cgroups(Pid(i32::MAX)).unwrap_err().is_gone());
+    }
+
+    #[test]
     fn members_are_found_below_too() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(cgroup_members(folder.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
@@ -101,5 +191,22 @@ mod tests {
         let mut members = cgroup_members(folder.path()).unwrap();
         members.sort();
         assert_eq!(members, [Pid(12), Pid(13), Pid(14)]);
+    }
+
+    #[test]
+    fn frozen_by_either_kind_of_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |group: &str, file: &str, text: &str| {
+            fs::create_dir_all(folder.path().join(group)).unwrap();
+            fs::write(folder.path().join(group).join(file), text).unwrap();
+        };
+        write("a", "cgroup.events", "populated 1\nfrozen 1\n");
+        write("unified/b", "cgroup.events", "populated 1\nfrozen 0\n");
+        write("freezer/c", "freezer.state", "FREEZING\n");
+        write("freezer/d", "freezer.state", "THAWED\n");
+        let frozen = |text| frozen(text, folder.path());
+        assert!(frozen("0::/a\n") && frozen("0::/b\n4:freezer:/c\n"));
+        assert!(!frozen("0::/b\n4:freezer:/d\n") && !frozen("0::/nothing\n4:cpu:/c\n"));
+        assert!(!is_frozen(Pid::this()).unwrap());
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::procfs::ProcError;
 use crate::remote::{ReadOutcome, RemoteError};
-use crate::units::{Bytes, Pid, Range, Vaddr};
+use crate::units::{Bytes, Pid, Range, Vaddr, page_size};
 
 /// An address space, open for reading.
 #[derive(Debug)]
@@ -61,6 +61,34 @@ impl MemoryFile {
         }
         let read = Bytes(done as u64);
         Ok(if done == buffer.len() { ReadOutcome::Complete { read } } else { ReadOutcome::Partial { read } })
+    }
+
+    /// Reads the pages of `ranges` through `buffer`, which holds one page at least, and shows `visit` each piece with its
+    /// place, in order. Pages that cannot be read are left out. False if the address space is gone.
+    pub fn read_each(&self, ranges: &[Range], buffer: &mut [u8], mut visit: impl FnMut(Range, &[u8])) -> bool {
+        let room = Bytes(buffer.len() as u64);
+        for piece in ranges.iter().flat_map(|range| range.pieces(room)) {
+            let mut rest = piece;
+            while !rest.is_empty() {
+                let room = &mut buffer[..rest.len().get() as usize];
+                let Ok(outcome) = self.read(rest.start(), room) else { break };
+                if outcome == ReadOutcome::Gone {
+                    return false;
+                }
+                let read = outcome.bytes().pages().bytes();
+                let end = rest.start() + read;
+                if let Ok(got) = Range::new(rest.start(), end) {
+                    visit(got, &buffer[..read.get() as usize]);
+                }
+                // Behind the page that could not be read.
+                let behind = if read == rest.len() { rest.end() } else { end + Bytes(page_size()) };
+                match Range::new(behind, piece.end()) {
+                    Ok(next) => rest = next,
+                    Err(_) => break,
+                }
+            }
+        }
+        true
     }
 }
 

@@ -62,6 +62,14 @@ impl OwnedMemory {
         self.advise(libc::MADV_NOHUGEPAGE)
     }
 
+    /// Asks for huge pages (MADV_HUGEPAGE).
+    ///
+    /// # Errors
+    /// What madvise(2) says; EINVAL from a kernel that has no huge pages.
+    pub fn huge_pages(&self) -> io::Result<()> {
+        self.advise(libc::MADV_HUGEPAGE)
+    }
+
     /// Hands it over for merging (MADV_MERGEABLE): to the partition in a member, to the kernel's KSM elsewhere.
     ///
     /// # Errors
@@ -76,6 +84,15 @@ impl OwnedMemory {
     /// What madvise(2) says.
     pub fn take_back(&self) -> io::Result<()> {
         self.advise(libc::MADV_UNMERGEABLE)
+    }
+
+    /// Keeps it in memory (mlock).
+    ///
+    /// # Errors
+    /// What mlock(2) says: ENOMEM above RLIMIT_MEMLOCK.
+    pub fn lock(&self) -> io::Result<()> {
+        // SAFETY: the range is our own mapping, and no content changes.
+        sys::check(unsafe { libc::mlock(self.pointer.as_ptr().cast(), self.length) }.into()).map(|_| ())
     }
 
     fn advise(&self, advice: i32) -> io::Result<()> {

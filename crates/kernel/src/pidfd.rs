@@ -129,7 +129,20 @@ pub fn poll_in(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool
     poll(fd, PollFlags::IN, timeout)
 }
 
+/// As [`poll_in`], and until whoever reads `out`, a pipe or a socket, has left.
+///
+/// # Errors
+/// As [`poll_in`].
+pub fn poll_in_or_left(fd: BorrowedFd<'_>, out: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+    let fds = [(fd, PollFlags::IN), (out, PollFlags::empty())];
+    poll_any(&mut fds.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)), timeout)
+}
+
 pub(crate) fn poll(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duration>) -> io::Result<bool> {
+    poll_any(&mut [PollFd::from_borrowed_fd(fd, flags)], timeout)
+}
+
+fn poll_any(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
     let end = timeout.map(|timeout| std::time::Instant::now() + timeout);
     loop {
         let left = end.map(|end| end.saturating_duration_since(std::time::Instant::now()));
@@ -137,8 +150,7 @@ pub(crate) fn poll(fd: BorrowedFd<'_>, flags: PollFlags, timeout: Option<Duratio
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         });
-        let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-        match rustix::event::poll(&mut fds, left.as_ref()) {
+        match rustix::event::poll(fds, left.as_ref()) {
             Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),

@@ -14,6 +14,9 @@ use crate::sys;
 use crate::units::Pid;
 
 mod start;
+mod stops;
+
+pub use stops::StopsHeld;
 
 /// What comes to a process that stands for another one and can be passed on. Not among them: what nobody can take (KILL,
 /// STOP), what the kernel sends for a mistake of this process's own (SEGV and its like), and job control (TSTP, TTIN,
@@ -67,6 +70,12 @@ impl Arrived {
         // SAFETY: the call takes integers, and a null pointer that it does not follow.
         let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, self.number, no_info, 0) };
         sys::check(result).map(|_| ())
+    }
+
+    /// Who sent it; `None` if the kernel did, as for a key of the terminal. 0 is a process outside of this PID namespace.
+    #[must_use]
+    pub fn sender(&self) -> Option<Pid> {
+        self.sender
     }
 
     /// True if a process that this one stands for should be sent the signal, since it has not got it by itself.

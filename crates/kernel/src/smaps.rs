@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::maps::{self, Vma};
 use crate::procfs::{self, ProcError};
-use crate::units::{Bytes, Pid};
+use crate::units::{Bytes, Pid, Vaddr};
 
 /// The two-letter flags of a mapping (fs/proc/task_mmu.c, `show_smap_vma_flags`).
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -91,6 +91,27 @@ impl VmFlags {
     #[must_use]
     pub fn mergeable(&self) -> bool {
         self.contains(*b"mg")
+    }
+
+    /// Memory that KSM looks at once it is marked.
+    #[must_use]
+    pub fn ksm_compatible(&self) -> bool {
+        self.ksm_refuses().is_none()
+    }
+
+    /// Why the kernel's KSM leaves memory alone whatever is advised (mm/ksm.c, `ksm_compatible`), `None` where it takes
+    /// anonymous pages. The kernel takes a mark for other memory without complaint and leaves it unmarked.
+    #[must_use]
+    pub fn ksm_refuses(&self) -> Option<&'static str> {
+        // Two more, SAO and ADI, are of other architectures and have no letters.
+        match () {
+            () if self.hugetlb() => Some("hugetlb"),
+            () if self.contains(*b"sh") || self.contains(*b"ms") => Some("shared"),
+            () if self.contains(*b"dp") => Some("droppable"),
+            () if self.io() || self.pfnmap() || self.mixedmap() => Some("device"),
+            () if self.contains(*b"de") => Some("special"),
+            () => None,
+        }
     }
 
     /// MADV_WIPEONFORK.
@@ -266,7 +287,8 @@ pub struct VmaUse {
     pub thp_eligible: Option<bool>,
 }
 
-/// All mappings of a process with their numbers and flags.
+/// All mappings of a process with their numbers and flags: in the order of their addresses, and none overlaps another.
+/// Of one that has changed meanwhile, the numbers may be those of more than is left of its range.
 ///
 /// # Errors
 /// [`ProcError`].
@@ -303,6 +325,12 @@ fn parse(bytes: &[u8]) -> Result<Vec<VmaUse>, String> {
             current.memory.take(key, value);
         }
     }
+    let mut behind = Vaddr(0);
+    out.retain_mut(|entry| {
+        let stays = entry.vma.keep_behind(behind);
+        behind = behind.max(entry.vma.range.end());
+        stays
+    });
     Ok(out)
 }
 
@@ -348,6 +376,17 @@ mod tests {
         let total = rollup(Pid::this()).unwrap();
         // Other tests allocate meanwhile, so the two looks cannot be equal to the byte.
         assert!(total.anonymous.0.abs_diff(sum.0) < 64 << 20 && total.pss_anon > Bytes(0));
+    }
+
+    #[test]
+    fn a_mapping_that_grew_between_two_pieces_of_the_file_is_there_once() {
+        let file = b"1000-3000 rw-p 00000000 00:00 0 \nPss: 8 kB\n1000-4000 rw-p 00000000 00:00 0 \nPss: 12 kB\n\
+            2000-4000 r--p 00000000 00:00 0 \nPss: 8 kB\n5000-6000 rw-p 00000000 00:00 0 \nPss: 4 kB\n";
+        let all = parse(file).unwrap();
+        let seen: Vec<_> =
+            all.iter().map(|entry| (entry.vma.range.to_string(), entry.memory.pss.get() >> 10)).collect();
+        let known = [("1000-3000", 8), ("3000-4000", 12), ("5000-6000", 4)];
+        assert_eq!(seen, known.map(|(range, kib)| (range.to_owned(), kib)));
     }
 
     #[test]

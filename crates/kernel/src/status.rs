@@ -62,12 +62,17 @@ pub struct Status {
     pub seccomp: u32,
     /// Number of filters.
     pub seccomp_filters: u32,
+    /// Signals that are blocked, bit 0 for the first: the mask in force.
+    pub blocked: u64,
     /// Effective capabilities.
     pub cap_eff: u64,
     /// True while it dumps core.
     pub core_dumping: bool,
     /// False if PR_SET_THP_DISABLE is on.
     pub thp_enabled: bool,
+    /// In how many process namespaces below that of the mounted /proc it lives: 0 if its own number is the one that is
+    /// seen here.
+    pub namespaces_below: usize,
 }
 
 /// Reads the status of a process or thread.
@@ -80,16 +85,12 @@ pub fn read(pid: Pid) -> Result<Status, ProcError> {
     Ok(parse(&buffer))
 }
 
-/// In how many process namespaces below that of the mounted /proc a process lives: 0 if its own number is the one that is
-/// seen here.
+/// [`Status::namespaces_below`] of a process.
 ///
 /// # Errors
 /// [`ProcError`].
 pub fn namespaces_below(pid: Pid) -> Result<usize, ProcError> {
-    let mut buffer = Vec::new();
-    procfs::read_into(pid, "status", &mut buffer)?;
-    let numbers = procfs::lines(&buffer).filter_map(procfs::field).find(|(key, _)| *key == b"NSpid");
-    Ok(numbers.map_or(0, |(_, value)| procfs::words(value).count().saturating_sub(1)))
+    read(pid).map(|status| status.namespaces_below)
 }
 
 fn parse(bytes: &[u8]) -> Status {
@@ -121,9 +122,11 @@ fn parse(bytes: &[u8]) -> Status {
             b"NoNewPrivs" => status.no_new_privs = number() != 0,
             b"Seccomp" => status.seccomp = small(),
             b"Seccomp_filters" => status.seccomp_filters = small(),
+            b"SigBlk" => status.blocked = procfs::hexadecimal(value).unwrap_or(0),
             b"CapEff" => status.cap_eff = procfs::hexadecimal(value).unwrap_or(0),
             b"CoreDumping" => status.core_dumping = number() != 0,
             b"THP_enabled" => status.thp_enabled = number() != 0,
+            b"NSpid" => status.namespaces_below = procfs::words(value).count().saturating_sub(1),
             _ => {}
         }
     }
@@ -226,6 +229,18 @@ pub fn run_queue() -> Result<RunQueue, ProcError> {
     }
 }
 
+/// The number that was given to a process or thread last, in this PID namespace (/proc/loadavg). It falls when numbers begin
+/// anew at the lowest.
+///
+/// # Errors
+/// [`ProcError::Read`], [`ProcError::Parse`].
+pub fn last_number() -> Result<Pid, ProcError> {
+    let path = "/proc/loadavg";
+    let bytes = procfs::read_system(path)?;
+    let number = procfs::words(&bytes).nth(4).and_then(procfs::decimal).and_then(|number| i32::try_from(number).ok());
+    number.map(Pid).ok_or_else(|| ProcError::Parse { path: path.to_owned(), line: procfs::text(&bytes) })
+}
+
 /// Pressure stall information: the share of the last 10 seconds in which some thread waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Pressure {
@@ -310,6 +325,7 @@ mod tests {
         assert_eq!(vmstat("nr_anon_page").unwrap(), None);
         let queue = run_queue().unwrap();
         assert!(queue.runnable >= 1 && queue.threads > queue.runnable);
+        assert!(last_number().unwrap() > Pid(0));
         if let Some(cpu) = pressure("cpu").unwrap() {
             assert!(cpu.some_avg10 >= 0.0 && cpu.some_total > 0);
         }

@@ -42,6 +42,39 @@ pub fn kcmp_vm(one: Pid, other: Pid) -> Result<Ordering, ProcError> {
     }
 }
 
+/// The processes, those of one address space together, in the order of the first of each. Processes that cannot be compared
+/// (no kcmp, no right to, gone) are alone.
+#[must_use]
+pub fn by_address_space(pids: &[Pid]) -> Vec<Vec<Pid>> {
+    let mut spaces: Vec<Vec<Pid>> = Vec::new();
+    // Places in `spaces`, in the kernel's order of address spaces.
+    let mut order: Vec<usize> = Vec::new();
+    for pid in pids {
+        match place_of(&order, &spaces, *pid) {
+            Ok(Ok(same)) => spaces[order[same]].push(*pid),
+            Ok(Err(place)) => {
+                order.insert(place, spaces.len());
+                spaces.push(vec![*pid]);
+            }
+            Err(_) => spaces.push(vec![*pid]),
+        }
+    }
+    spaces
+}
+
+fn place_of(order: &[usize], spaces: &[Vec<Pid>], pid: Pid) -> Result<Result<usize, usize>, ProcError> {
+    let (mut low, mut high) = (0, order.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        match kcmp_vm(spaces[order[middle]][0], pid)? {
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(Err(low))
+}
+
 /// Says whether this process takes up processes whose parent ends below it (PR_SET_CHILD_SUBREAPER).
 ///
 /// # Errors
@@ -80,6 +113,7 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid(child.id().cast_signed());
         let (own, other) = (kcmp_vm(Pid::this(), Pid::this()), kcmp_vm(Pid::this(), pid));
+        let together = by_address_space(&[Pid::this(), pid, Pid::this()]);
         child.kill().unwrap();
         child.wait().unwrap();
         if let Err(ProcError::NotSupported { interface }) = own {
@@ -88,6 +122,7 @@ mod tests {
         }
         assert_eq!(own.unwrap(), Ordering::Equal);
         assert_ne!(other.unwrap(), Ordering::Equal);
+        assert_eq!(together, [vec![Pid::this(), Pid::this()], vec![pid]]);
         assert!(kcmp_vm(Pid::this(), pid).unwrap_err().is_gone());
     }
 }

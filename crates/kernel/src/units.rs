@@ -14,6 +14,12 @@ pub fn page_size() -> u64 {
     *SIZE.get_or_init(|| rustix::param::page_size() as u64)
 }
 
+/// Base pages of a huge page: of 2 MiB, whatever the base page's size.
+#[must_use]
+pub fn pages_of_huge() -> u64 {
+    (2 << 20) / page_size()
+}
+
 /// A virtual address, in this process or another; it says nothing about what lies there.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]

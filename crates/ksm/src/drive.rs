@@ -6,9 +6,10 @@ use kernel::ksm_sysfs::KsmSysfs;
 
 use crate::error::KsmError;
 use crate::ksmd::{Counters, Ksmd, cow_ksm};
-use crate::lease::{Lease, Repaired};
+use crate::lease::Lease;
 use crate::pace::{DriveSettings, Pace, Phase, wanted};
 use crate::proc_stat::ProcessId;
+use crate::repaired::{Foreign, Repaired};
 use crate::state::StatePath;
 use crate::tree::{Member, Tree, TreeSum};
 
@@ -63,6 +64,8 @@ pub struct Drive {
     summed: Instant,
     bytes_saved_peak: u64,
     merges: u64,
+    /// Heard of at changes of the phase, for [`Drive::stop`] to tell.
+    foreign: Vec<Foreign>,
 }
 
 /// Passes that are judged together.
@@ -163,6 +166,7 @@ impl Drive {
             summed: started,
             bytes_saved_peak: 0,
             merges: 0,
+            foreign: Vec::new(),
         };
         drive.sum = drive.tree.sum();
         drive.open_window();
@@ -290,12 +294,15 @@ impl Drive {
         }
     }
 
-    /// Ends the drive. Merged pages stay merged.
+    /// Ends the drive, and says what others have written since it began. Merged pages stay merged.
     ///
     /// # Errors
     /// As [`Lease::release`].
     pub fn stop(self) -> Result<Repaired, KsmError> {
-        self.lease.release()
+        let Self { lease, mut foreign, .. } = self;
+        let mut repaired = lease.release()?;
+        foreign.append(&mut repaired.foreign);
+        Ok(Repaired { foreign, ..repaired })
     }
 
     fn ksmd_cpu(&self) -> Duration {
@@ -398,7 +405,7 @@ impl Drive {
     fn enter(&mut self, phase: Phase) -> Result<(), KsmError> {
         self.phase = phase;
         self.settled = phase == Phase::Idle;
-        self.lease.update(wanted(self.settings, phase))?;
+        self.foreign.extend(self.lease.update(wanted(self.settings, phase))?.foreign);
         self.open_window();
         self.entered = Instant::now();
         Ok(())

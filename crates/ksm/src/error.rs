@@ -50,12 +50,51 @@ pub enum KsmError {
         "/proc is not mounted, or belongs to another PID namespace: mount -t proc proc /proc (unshare --mount-proc)"
     )]
     NoProc,
+    /// Somebody else keeps rules on this host.
+    #[error(
+        "another pagefold ksm rules is at work{}: end it first, or send it SIGHUP to have it read its file again",
+        pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
+    )]
+    Busy {
+        /// Which process, if it has said so.
+        pid: Option<i32>,
+    },
+    /// The record of what rules have done could not be used.
+    #[error("cannot use the record of rules {}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record holds something else.
+    #[error(
+        "the record of rules {} is damaged: remove it; what was enabled, and disabled by hand since, is not known then",
+        path.display()
+    )]
+    DamagedRecord {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        source: serde_json::Error,
+    },
+    /// Something under /proc could not be read.
+    #[error(transparent)]
+    Proc(#[from] kernel::ProcError),
     /// A process could not be watched.
     #[error("cannot watch process {pid}")]
     Watch {
         /// The process.
         pid: i32,
         /// What the kernel answered.
+        source: io::Error,
+    },
+    /// There is no such cgroup.
+    #[error("no cgroup {}: give its directory, or its path below /sys/fs/cgroup", path.display())]
+    NoSuchCgroup {
+        /// As it was given.
+        path: PathBuf,
+        /// What the kernel said.
         source: io::Error,
     },
 }

@@ -7,8 +7,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::KsmError;
-use crate::lease::{Lease, Repaired};
+use crate::lease::Lease;
 use crate::proc_stat::ProcessId;
+use crate::repaired::Repaired;
 use crate::state::StatePath;
 
 /// One holder that ended, with what its lease needed.

@@ -10,7 +10,7 @@ use crate::wanted::Rate;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Knob {
-    /// 0 stop, 1 merge, 2 stop and unmerge the whole host. Nothing here ever writes 2.
+    /// 0 stop, 1 merge, 2 stop and unmerge the whole host. A lease never writes 2.
     Run,
     /// Pages in one batch. EINVAL while an advisor is on, and reset by every change of `advisor_mode`.
     PagesToScan,
@@ -24,6 +24,8 @@ pub enum Knob {
     MaxPageSharing,
     /// 0 keeps a tree for each NUMA node. EBUSY while pages are merged.
     MergeAcrossNodes,
+    /// Between two full walks of the copies of one content.
+    StableNodeChainsPruneMillisecs,
     /// `none` or `scan-time` (from 6.8).
     AdvisorMode,
     /// Per cent of one processor.
@@ -38,7 +40,7 @@ pub enum Knob {
 
 impl Knob {
     /// Every knob that is leased.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Run,
         Self::PagesToScan,
         Self::SleepMillisecs,
@@ -46,6 +48,7 @@ impl Knob {
         Self::UseZeroPages,
         Self::MaxPageSharing,
         Self::MergeAcrossNodes,
+        Self::StableNodeChainsPruneMillisecs,
         Self::AdvisorMode,
         Self::AdvisorMaxCpu,
         Self::AdvisorMinPagesToScan,
@@ -64,6 +67,7 @@ impl Knob {
             Self::UseZeroPages => "use_zero_pages",
             Self::MaxPageSharing => "max_page_sharing",
             Self::MergeAcrossNodes => "merge_across_nodes",
+            Self::StableNodeChainsPruneMillisecs => "stable_node_chains_prune_millisecs",
             Self::AdvisorMode => "advisor_mode",
             Self::AdvisorMaxCpu => "advisor_max_cpu",
             Self::AdvisorMinPagesToScan => "advisor_min_pages_to_scan",
@@ -141,7 +145,8 @@ impl Values {
         })
     }
 
-    pub(crate) fn set(&mut self, knob: Knob, value: u64) {
+    /// Gives a knob a value.
+    pub fn set(&mut self, knob: Knob, value: u64) {
         self.0.insert(knob, value);
     }
 
@@ -149,7 +154,9 @@ impl Values {
         self.0.remove(&knob)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// True if no value is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
@@ -190,7 +197,7 @@ mod tests {
         target.set(Knob::Run, 1);
         target.set(Knob::AdvisorMode, 1);
         let order = write_order(&target);
-        assert_eq!(order[10..], [Knob::AdvisorMode, Knob::Run]);
+        assert_eq!(order[11..], [Knob::AdvisorMode, Knob::Run]);
     }
 
     #[test]

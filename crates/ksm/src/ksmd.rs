@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use kernel::Pid;
 use kernel::ksm_sysfs::KsmSysfs;
+use kernel::stat::Stat;
 
 use crate::error::KsmError;
-use crate::proc_stat::Stat;
 
 /// The counters in `/sys/kernel/mm/ksm`, for the whole host, in KSM's own words. Pages unless said otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -69,7 +69,7 @@ pub struct Ksmd {
 }
 
 /// kthreadd, the parent of every kernel thread.
-const KTHREADD: i32 = 2;
+const KTHREADD: Pid = Pid(2);
 
 impl Ksmd {
     /// Looks for it; `None` in a pid namespace that does not show kernel threads.
@@ -77,7 +77,7 @@ impl Ksmd {
     pub fn find() -> Option<Self> {
         fs::read_dir("/proc").ok()?.find_map(|entry| {
             let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = Stat::read(pid)?;
+            let stat = Stat::read(Pid(pid)).ok()?;
             (stat.comm == "ksmd" && stat.parent == KTHREADD).then_some(Self { pid })
         })
     }

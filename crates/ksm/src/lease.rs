@@ -1,5 +1,4 @@
 //! The lease on KSM's settings.
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kernel::ksm_sysfs::KsmSysfs;
@@ -7,9 +6,10 @@ use kernel::ksm_sysfs::KsmSysfs;
 use crate::error::KsmError;
 use crate::knob::{AdvisorMode, Knob, Values, write_order};
 use crate::proc_stat::ProcessId;
+use crate::repaired::{Change, Foreign, Refused, Repaired};
 use crate::state::{Holder, Life, Locked, State, StatePath};
 use crate::sysfs;
-use crate::wanted::{Wanted, combine};
+use crate::wanted::{Wanted, asked, combine};
 
 /// A right to have KSM's settings changed. Dropping it gives it back, and with the last one the administrator's values.
 #[derive(Debug)]
@@ -20,89 +20,6 @@ pub struct Lease {
     serial: u64,
     life: Life,
     released: bool,
-}
-
-/// One setting that was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Which.
-    pub knob: Knob,
-    /// What was found.
-    pub from: u64,
-    /// What was written.
-    pub to: u64,
-}
-
-/// One setting that somebody else wrote while it was leased. It is his from then on: nothing here overwrites it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Foreign {
-    /// Which.
-    pub knob: Knob,
-    /// What had been written under the lease.
-    pub ours: u64,
-    /// What was found instead, and left.
-    pub found: u64,
-}
-
-/// One setting that the kernel did not take, as `max_page_sharing` while pages are merged. It is tried again at each
-/// change and, as a debt, by the next use if the lease is over.
-#[derive(Debug)]
-pub struct Refused {
-    /// Which.
-    pub knob: Knob,
-    /// What was to be written.
-    pub wanted: u64,
-    /// What the kernel answered.
-    pub error: kernel::ksm_sysfs::KsmError,
-}
-
-/// What a look at the lease put right.
-#[derive(Debug, Default)]
-pub struct Repaired {
-    /// Holders that had died without giving back.
-    pub dead: Vec<Holder>,
-    /// Settings that were written.
-    pub changed: Vec<Change>,
-    /// Settings that somebody else had written.
-    pub foreign: Vec<Foreign>,
-    /// Settings that the kernel refused.
-    pub refused: Vec<Refused>,
-}
-
-impl Refused {
-    fn cause(&self) -> String {
-        std::error::Error::source(&self.error).map_or_else(|| self.error.to_string(), ToString::to_string)
-    }
-}
-
-impl Repaired {
-    /// Nothing was wrong.
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.dead.is_empty() && self.changed.is_empty() && self.foreign.is_empty() && self.refused.is_empty()
-    }
-}
-
-impl fmt::Display for Repaired {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_clean() {
-            return f.write_str("KSM's settings are as they should be");
-        }
-        let mut parts = Vec::new();
-        for holder in &self.dead {
-            parts.push(format!("{} (pid {}) had died holding KSM's settings", holder.command, holder.process.pid));
-        }
-        for change in &self.changed {
-            parts.push(format!("{} {} -> {}", change.knob, change.from, change.to));
-        }
-        for foreign in &self.foreign {
-            parts.push(format!("{} left at {}: written by somebody else", foreign.knob, foreign.found));
-        }
-        for refused in &self.refused {
-            parts.push(format!("{} cannot be {} now: {}", refused.knob, refused.wanted, refused.cause()));
-        }
-        f.write_str(&parts.join("; "))
-    }
 }
 
 /// Leases of one process are told apart by this.
@@ -127,7 +44,11 @@ impl Lease {
         let mut holder = Holder::current(serial, wanted)?;
         let process = holder.process;
         let life = holder.begin_life(path, &Locked::new(path)?)?;
-        match change(path, sysfs, |state| state.holders.push(holder)) {
+        let enter = |session: &mut Session<'_>| {
+            session.state.holders.push(holder);
+            session.see_what_is_left(&wanted);
+        };
+        match change(path, sysfs, enter) {
             Ok(repaired) => {
                 let (sysfs, path) = (sysfs.clone(), path.clone());
                 Ok((Self { sysfs, path, process, serial, life, released: false }, repaired))
@@ -145,12 +66,16 @@ impl Lease {
     /// Those of the state file and of reading KSM's files. What the kernel refused is in the answer.
     pub fn update(&self, wanted: Wanted) -> Result<Repaired, KsmError> {
         let anew = Holder { life: self.life.name.clone(), ..Holder::current(self.serial, wanted)? };
-        change(&self.path, &self.sysfs, |state| {
-            match state.holders.iter_mut().find(|holder| holder.is(self.process, self.serial)) {
-                Some(holder) => holder.wanted = wanted,
+        change(&self.path, &self.sysfs, |session| {
+            match session.state.holders.iter_mut().find(|holder| holder.is(self.process, self.serial)) {
+                Some(holder) => {
+                    holder.wanted = wanted;
+                    session.repaired.foreign = std::mem::take(&mut holder.unheard);
+                }
                 // Somebody removed the state file: a lease that is still held goes on.
-                None => state.holders.push(anew),
+                None => session.state.holders.push(anew),
             }
+            session.see_what_is_left(&wanted);
         })
     }
 
@@ -164,8 +89,13 @@ impl Lease {
 
     fn end(&mut self) -> Result<Repaired, KsmError> {
         self.released = true;
-        let gone = |state: &mut State| state.holders.retain(|holder| !holder.is(self.process, self.serial));
-        let repaired = change(&self.path, &self.sysfs, gone)?;
+        let leave = |session: &mut Session<'_>| {
+            let holders = &mut session.state.holders;
+            if let Some(at) = holders.iter().position(|holder| holder.is(self.process, self.serial)) {
+                session.repaired.foreign = holders.remove(at).unheard;
+            }
+        };
+        let repaired = change(&self.path, &self.sysfs, leave)?;
         self.path.forget_life(&self.life.name);
         Ok(repaired)
     }
@@ -221,23 +151,60 @@ impl Drop for Lease {
 }
 
 /// Does one change of the holders under the lock and brings the kernel's settings in line.
-fn change(path: &StatePath, sysfs: &KsmSysfs, edit: impl FnOnce(&mut State)) -> Result<Repaired, KsmError> {
-    let locked = Locked::new(path)?;
-    let mut state = locked.load()?;
-    let mut repaired = Repaired::default();
-    state.holders.retain(|holder| {
-        let dead = holder.is_dead(path);
-        if dead {
-            repaired.dead.push(holder.clone());
+fn change(path: &StatePath, sysfs: &KsmSysfs, edit: impl FnOnce(&mut Session<'_>)) -> Result<Repaired, KsmError> {
+    let mut session = Session::open(path, sysfs)?;
+    edit(&mut session);
+    session.apply(&Values::default())?;
+    Ok(session.repaired)
+}
+
+/// The lease's state under its lock, compared with what the kernel has.
+pub(crate) struct Session<'a> {
+    pub(crate) locked: Locked,
+    pub(crate) state: State,
+    /// The kernel's values when the session was opened.
+    pub(crate) current: Values,
+    pub(crate) repaired: Repaired,
+    sysfs: &'a KsmSysfs,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn open(path: &StatePath, sysfs: &'a KsmSysfs) -> Result<Self, KsmError> {
+        let locked = Locked::new(path)?;
+        let mut state = locked.load()?;
+        let mut repaired = Repaired::default();
+        state.holders.retain(|holder| {
+            let dead = holder.is_dead(path);
+            if dead {
+                repaired.dead.push(holder.clone());
+            }
+            !dead
+        });
+        // What the dead have not heard is news to whoever tidies up after them.
+        for &foreign in repaired.dead.iter().flat_map(|holder| &holder.unheard) {
+            if !repaired.foreign.contains(&foreign) {
+                repaired.foreign.push(foreign);
+            }
         }
-        !dead
-    });
-    let current = sysfs::values(sysfs)?;
-    judge(&mut state, &current, &mut repaired);
-    edit(&mut state);
-    bring_in_line(&locked, &mut state, sysfs, &mut repaired)?;
-    locked.forget_the_dead(&state);
-    Ok(repaired)
+        let current = sysfs::values(sysfs)?;
+        judge(&mut state, &current, &mut repaired);
+        Ok(Self { locked, state, current, repaired, sysfs })
+    }
+
+    /// Notes what a holder's wish names and cannot have.
+    fn see_what_is_left(&mut self, wanted: &Wanted) {
+        let asked = asked(&self.state.administrator, std::iter::once(wanted));
+        self.repaired.left = self.state.given_up.iter().copied().filter(|&knob| asked.contains(knob)).collect();
+    }
+
+    /// Brings the kernel's settings in line with the holders' wishes over the administrator's values, of which `wish`
+    /// says some anew. What he wishes now is in force at once where no holder asks for something else, and otherwise
+    /// when the last of these has gone.
+    pub(crate) fn apply(&mut self, wish: &Values) -> Result<(), KsmError> {
+        bring_in_line(&self.locked, &mut self.state, wish, self.sysfs, &mut self.repaired)?;
+        self.locked.forget_the_dead(&self.state);
+        Ok(())
+    }
 }
 
 /// Compares what is found with what was written under the lease.
@@ -247,6 +214,7 @@ fn judge(state: &mut State, current: &Values, repaired: &mut Repaired) {
         state.given_up.clear();
         return;
     }
+    let asked = asked(&state.administrator, state.holders.iter().map(|holder| &holder.wanted));
     for (knob, found) in current.iter() {
         let was_written = state.written.get(knob);
         let was_pending = state.pending.get(knob);
@@ -264,11 +232,15 @@ fn judge(state: &mut State, current: &Values, repaired: &mut Repaired) {
         } else if was_written == Some(found) || (was_written.is_none() && administrator == Some(found)) {
             // As expected.
         } else {
-            if let Some(ours) = was_written.or(was_pending) {
-                repaired.foreign.push(Foreign { knob, ours, found });
+            // What a holder asks for may be the administrator's value too: it is in force and was never written.
+            let in_force = was_written.or(was_pending).or(administrator.filter(|_| asked.contains(knob)));
+            if let Some(ours) = in_force.filter(|_| !state.given_up.contains(&knob)) {
+                let foreign = Foreign { knob, ours, found };
+                repaired.foreign.push(foreign);
+                state.holders.iter_mut().for_each(|holder| holder.unheard.push(foreign));
                 state.given_up.push(knob);
-                state.written.remove(knob);
             }
+            state.written.remove(knob);
             state.administrator.set(knob, found);
         }
         if state.written.get(knob) == state.administrator.get(knob) {
@@ -282,14 +254,21 @@ fn advisor_touches_pages(state: &State, current: &Values) -> bool {
     current.get(Knob::AdvisorMode) == Some(AdvisorMode::ScanTime.into()) || state.pending.contains(Knob::AdvisorMode)
 }
 
-/// Writes what the holders' wishes make different from what the kernel has.
+/// Writes what the holders' wishes make different from what the kernel has. `wish`: what the administrator wants from now
+/// on; the state says so only after it was written, so that a wish whose writer was killed half-way is taken back as a
+/// whole by the next use.
 fn bring_in_line(
     locked: &Locked,
     state: &mut State,
+    wish: &Values,
     sysfs: &KsmSysfs,
     repaired: &mut Repaired,
 ) -> Result<(), KsmError> {
-    let mut target = combine(&state.administrator, state.holders.iter().map(|holder| &holder.wanted));
+    let mut administrator = state.administrator.clone();
+    for (knob, value) in wish.iter() {
+        administrator.set(knob, value);
+    }
+    let mut target = combine(&administrator, state.holders.iter().map(|holder| &holder.wanted));
     if target.get(Knob::Run).is_some_and(|run| run > 1) {
         // The administrator had unmerged the host with 2. What that left is a stopped ksmd; unmerging again, of what
         // others merged since, is for him to ask.
@@ -297,6 +276,9 @@ fn bring_in_line(
     }
     for &knob in &state.given_up {
         target.remove(knob);
+        if let Some(value) = wish.get(knob) {
+            target.set(knob, value);
+        }
     }
     let current = sysfs::values(sysfs)?;
     let mode = target.get(Knob::AdvisorMode).or(current.get(Knob::AdvisorMode));
@@ -327,11 +309,25 @@ fn bring_in_line(
                 let from = current.get(knob).unwrap_or_default();
                 repaired.changed.push(Change { knob, from, to: value });
                 state.written.set(knob, value);
-                if state.administrator.get(knob) == Some(value) {
-                    state.written.remove(knob);
-                }
             }
-            Err(error) => repaired.refused.push(Refused { knob, wanted: value, error }),
+            Err(error) => {
+                target.remove(knob);
+                // What the kernel does not take from the administrator is no debt to him.
+                match (wish.get(knob), state.administrator.get(knob)) {
+                    (Some(wished), Some(before)) if wished == value => administrator.set(knob, before),
+                    _ => {}
+                }
+                repaired.refused.push(Refused { knob, wanted: value, error });
+            }
+        }
+    }
+    state.administrator = administrator;
+    for (knob, value) in target.iter() {
+        // A holder's wish that was the administrator's value too may differ from it now.
+        if state.administrator.get(knob) == Some(value) {
+            state.written.remove(knob);
+        } else {
+            state.written.set(knob, value);
         }
     }
     if under_advisor {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::KsmError;
 use crate::knob::{Knob, Values};
+use crate::patience;
 use crate::proc_stat::ProcessId;
+use crate::repaired::Foreign;
 use crate::wanted::Wanted;
 
 /// Where the state file is. Every user of one kernel's KSM must use the same.
@@ -20,12 +22,17 @@ impl StatePath {
     /// `XDG_RUNTIME_DIR`.
     #[must_use]
     pub fn for_this_user() -> Self {
-        let run = if rustix::process::geteuid().is_root() {
-            PathBuf::from("/run")
-        } else {
-            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
-        };
+        if rustix::process::geteuid().is_root() {
+            return Self::of_root();
+        }
+        let run = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         Self(run.join("pagefold").join("ksm-lease.json"))
+    }
+
+    /// Root's, whoever asks.
+    #[must_use]
+    pub fn of_root() -> Self {
+        Self(PathBuf::from("/run/pagefold/ksm-lease.json"))
     }
 
     /// Another place. Its directory is made with mode 0700 if it is missing.
@@ -38,6 +45,24 @@ impl StatePath {
     #[must_use]
     pub fn as_path(&self) -> &Path {
         &self.0
+    }
+
+    /// Another file in the same directory.
+    #[must_use]
+    pub fn neighbour(&self, name: &str) -> Self {
+        Self(self.beside(name))
+    }
+
+    /// Makes the directory, or looks whether it is one that nobody else can put files into.
+    pub(crate) fn private_directory(&self) -> Result<(), KsmError> {
+        let directory = self.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| self.error(e))?;
+        // symlink_metadata: a link planted in a shared directory must not lead elsewhere.
+        let found = fs::symlink_metadata(directory).map_err(|e| self.error(e))?;
+        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err(KsmError::Unsafe { path: directory.to_owned() });
+        }
+        Ok(())
     }
 
     fn error(&self, source: io::Error) -> KsmError {
@@ -72,6 +97,9 @@ pub struct Holder {
     pub command: String,
     /// What it asks for.
     pub wanted: Wanted,
+    /// What others have written since it last heard of that: the first to look may be anybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) unheard: Vec<Foreign>,
 }
 
 impl Holder {
@@ -79,7 +107,7 @@ impl Holder {
         let command =
             fs::read_to_string("/proc/self/comm").map_or_else(|_| String::from("?"), |name| name.trim().to_owned());
         let (process, pid_namespace) = (ProcessId::current()?, pid_namespace());
-        Ok(Self { process, serial, pid_namespace, life: String::new(), command, wanted })
+        Ok(Self { process, serial, pid_namespace, life: String::new(), command, wanted, unheard: Vec::new() })
     }
 
     /// Dead beyond doubt: gone from its own pid namespace, or, from wherever one looks, with its lock on `life` gone. The
@@ -128,7 +156,7 @@ fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |link| link.ino())
 }
 
-fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
@@ -166,24 +194,20 @@ pub(crate) struct Locked {
 }
 
 impl Locked {
-    /// Waits for the lock; holders keep it for the few writes of a change, which may wait for ksmd's current batch.
+    /// Waits for the lock; holders keep it for the few writes of a change, which may wait for ksmd's current batch, and
+    /// for as long as un-merging the host takes. Who waits for long [says](crate::tell_waits) so.
     pub(crate) fn new(path: &StatePath) -> Result<Self, KsmError> {
-        let directory = path.0.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|e| path.error(e))?;
-        // symlink_metadata: a link planted in a shared directory must not lead elsewhere.
-        let found = fs::symlink_metadata(directory).map_err(|e| path.error(e))?;
-        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
-            return Err(KsmError::Unsafe { path: directory.to_owned() });
-        }
+        path.private_directory()?;
         // The state file is replaced as a whole, so the lock lies on a neighbour that stays.
+        let file = path.0.with_extension("lock");
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.0.with_extension("lock"))
+            .open(&file)
             .map_err(|e| path.error(e))?;
-        lock.lock().map_err(|e| path.error(e))?;
+        patience::lock(&lock, &file).map_err(|e| path.error(e))?;
         Ok(Self { _lock: lock, path: path.clone() })
     }
 
@@ -221,14 +245,23 @@ impl Locked {
         }
         let text =
             serde_json::to_vec_pretty(state).expect("numbers, strings and maps with string keys always serialise");
-        let new = self.path.0.with_extension("new");
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            fs::rename(&new, &self.path.0)
-        };
-        write().map_err(|e| self.path.error(e))
+        replace(&self.path.0, &text).map_err(|e| self.path.error(e))
     }
+
+    /// The file beside the state that has this name.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.path.beside(name)
+    }
+}
+
+/// Replaces a file as a whole. To be called under the lock.
+pub(crate) fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
+    let new = file.with_extension("new");
+    let mut written = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+    written.write_all(text).and_then(|()| fs::rename(&new, file)).inspect_err(|_| {
+        // What a full /run did not take needs no room there either.
+        let _ = fs::remove_file(&new);
+    })
 }
 
 #[cfg(test)]
@@ -262,6 +295,17 @@ mod tests {
         assert!(locked.load().unwrap().holders.is_empty());
         fs::write(path.as_path(), "{\"holders\": 3").unwrap();
         assert!(matches!(locked.load(), Err(KsmError::Damaged { .. })));
+    }
+
+    /// Seen to fail: half of a file stayed behind in a full /run.
+    #[test]
+    fn a_file_that_cannot_be_replaced_leaves_nothing_beside_it() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("lease.json");
+        // As a full disk would, a directory refuses, and later.
+        fs::create_dir(&file).unwrap();
+        assert!(replace(&file, b"{}").is_err());
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
     }
 
     #[test]

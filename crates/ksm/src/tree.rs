@@ -4,8 +4,9 @@ use std::fs;
 
 use kernel::Pid;
 use kernel::ksm_sysfs::ksm_stat;
+use kernel::stat::Stat;
 
-use crate::proc_stat::{ProcessId, Stat};
+use crate::proc_stat::ProcessId;
 
 /// The processes below one process. If that one is a child subreaper, a daemon that leaves its parent still counts.
 #[derive(Clone, Debug)]
@@ -58,6 +59,19 @@ impl Tree {
         self
     }
 
+    /// Leaves out everybody who is there now, with what is below them.
+    #[must_use]
+    pub fn without_those_there(mut self) -> Self {
+        let there: Vec<i32> = self.members().iter().map(|member| member.process.pid).collect();
+        self.without.extend(there);
+        self
+    }
+
+    /// The process that was left out, 0 if none was.
+    pub(crate) fn left_out(&self) -> i32 {
+        self.without.first().copied().unwrap_or(0)
+    }
+
     /// The processes that there are now. Zombies and processes that end meanwhile are left out.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
@@ -79,8 +93,8 @@ impl Tree {
     fn members_by_parent(&self) -> Vec<Member> {
         let mut below: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         for pid in numbers("/proc") {
-            if let Some(stat) = Stat::read(pid) {
-                below.entry(stat.parent).or_default().push(pid);
+            if let Ok(stat) = Stat::read(Pid(pid)) {
+                below.entry(stat.parent.get()).or_default().push(pid);
             }
         }
         let mut members = Vec::new();
@@ -115,7 +129,7 @@ impl Tree {
     }
 }
 
-fn member(pid: i32) -> Option<Member> {
+pub(crate) fn member(pid: i32) -> Option<Member> {
     let process = ProcessId::of(pid)?;
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let mut pages = statm.split_ascii_whitespace().skip(1).map_while(|word| word.parse::<u64>().ok());
@@ -130,7 +144,7 @@ fn children(pid: i32) -> Option<Vec<i32>> {
         match fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")) {
             Ok(list) => found.extend(list.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok())),
             // The thread may have ended; only a living one without the file means that there are no such files.
-            Err(_) if Stat::read(thread).is_some_and(|stat| stat.alive) => return None,
+            Err(_) if Stat::read(Pid(thread)).is_ok_and(|stat| stat.is_alive()) => return None,
             Err(_) => {}
         }
     }

@@ -13,6 +13,10 @@ pub struct Rate {
 }
 
 impl Rate {
+    /// Without a pause, in batches of less than a tenth of a second: the kernel takes `run` only between two of them, so
+    /// whoever gives the settings back waits for one, not for a pass over everybody's memory.
+    pub const UNPAUSED: Self = Self { pages_to_scan: 8192, sleep_millisecs: 0 };
+
     /// Never a pause, and batches that end only with the pass.
     pub const FLAT_OUT: Self = Self { pages_to_scan: 1_000_000_000, sleep_millisecs: 0 };
 
@@ -41,10 +45,14 @@ pub struct Advisor {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Wanted {
-    /// ksmd scans. `Some(false)` is the same as `None`: nobody can stop the ksmd of another, nor unmerge the host.
+    /// ksmd scans. `Some(false)` is the same as `None` but from a holder that [governs](Self::governs): nobody can stop
+    /// the ksmd of another, nor unmerge the host.
     pub run: Option<bool>,
     /// A fixed rate. It rules the advisor out: the kernel refuses `pages_to_scan` while the advisor sets it.
     pub rate: Option<Rate>,
+    /// The rate stands for the administrator's, who handed the pace over: it may be slower than his, or none at all.
+    /// Other holders' are still joined with it.
+    pub governs: bool,
     /// The kernel's skipping of pages that did not merge before.
     pub smart_scan: Option<bool>,
     /// Map zero-filled pages to the kernel's zero page.
@@ -58,25 +66,37 @@ pub struct Wanted {
 }
 
 /// The settings of all holders together, over the administrator's where nobody asks.
+pub(crate) fn combine<'a>(administrator: &Values, holders: impl Iterator<Item = &'a Wanted> + Clone) -> Values {
+    let mut target = administrator.clone();
+    for (knob, value) in asked(administrator, holders).iter() {
+        target.set(knob, value);
+    }
+    target
+}
+
+/// What the holders together ask for; a knob that this kernel does not have stays out.
 ///
 /// The more eager wish wins where wishes differ (a running ksmd, the faster rate, no skipping, the larger sharing), the
 /// more careful one for `merge_across_nodes`. An administrator who runs ksmd counts as one more holder: his scan does
 /// not become slower because of us.
-pub(crate) fn combine<'a>(administrator: &Values, holders: impl Iterator<Item = &'a Wanted> + Clone) -> Values {
-    let mut target = administrator.clone();
+pub(crate) fn asked<'a>(administrator: &Values, holders: impl Iterator<Item = &'a Wanted> + Clone) -> Values {
+    let mut asked = Values::default();
     let mut set = |knob: Knob, value: u64| {
-        // A knob that this kernel does not have stays out.
         if administrator.contains(knob) {
-            target.set(knob, value);
+            asked.set(knob, value);
         }
     };
     if holders.clone().any(|wanted| wanted.run == Some(true)) {
         set(Knob::Run, 1);
+    } else if holders.clone().any(|wanted| wanted.governs && wanted.run == Some(false)) {
+        set(Knob::Run, 0);
     }
     let advisor_on = |values: &Values| values.get(Knob::AdvisorMode) == Some(AdvisorMode::ScanTime.into());
     // An advisor's rate is not a number to compare with: it gives way to an explicit one.
-    let administrators_rate =
-        (administrator.get(Knob::Run) == Some(1) && !advisor_on(administrator)).then(|| administrator.rate()).flatten();
+    let governed = holders.clone().any(|wanted| wanted.governs && wanted.rate.is_some());
+    let administrators_rate = (administrator.get(Knob::Run) == Some(1) && !advisor_on(administrator) && !governed)
+        .then(|| administrator.rate())
+        .flatten();
     let mut rates = holders.clone().filter_map(|wanted| wanted.rate);
     if let Some(first) = rates.next() {
         let fastest =
@@ -104,7 +124,7 @@ pub(crate) fn combine<'a>(administrator: &Values, holders: impl Iterator<Item = 
     if let Some(across) = holders.clone().filter_map(|wanted| wanted.merge_across_nodes).min() {
         set(Knob::MergeAcrossNodes, u64::from(across));
     }
-    target
+    asked
 }
 
 #[cfg(test)]
@@ -150,6 +170,20 @@ mod tests {
         let over_advisor = combine(&administrator(1, 5000, 10, 1), wishes.iter());
         assert_eq!(over_advisor.get(Knob::AdvisorMode), Some(0));
         assert_eq!(over_advisor.rate().unwrap().pages_to_scan, 100);
+    }
+
+    #[test]
+    fn who_governs_may_be_slower_than_the_administrator_but_not_than_another_holder() {
+        let governor = Wanted { governs: true, ..rate(100, 20) };
+        let admin = administrator(1, 5000, 10, 0);
+        assert_eq!(combine(&admin, [governor].iter()).rate(), governor.rate);
+        assert_eq!(combine(&admin, [governor, rate(300, 20)].iter()).rate(), rate(300, 20).rate);
+        // One that asks for nothing hands the pace back.
+        let resting = Wanted { governs: true, ..Wanted::default() };
+        assert_eq!(combine(&admin, [resting].iter()), admin);
+        let stopped = Wanted { run: Some(false), ..resting };
+        assert_eq!(combine(&admin, [stopped].iter()).get(Knob::Run), Some(0));
+        assert_eq!(combine(&admin, [stopped, rate(300, 20)].iter()).get(Knob::Run), Some(1));
     }
 
     #[test]

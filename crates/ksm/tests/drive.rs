@@ -109,13 +109,17 @@ fn equal_pages_are_merged_ksmd_rests_and_wakes_for_new_memory() {
     }
     drive.tick().unwrap();
     assert_eq!(drive.phase(), Phase::Boost);
+    host.sysfs.write("sleep_millisecs", "7").unwrap();
     assert!(drive.until_settled(Duration::from_secs(60)).unwrap());
     let second = drive.progress().unwrap();
     assert!(second.tree.ksm_merging_pages >= first.tree.ksm_merging_pages + 2 * 4000, "{second:?}");
     assert!(second.merges >= second.tree.ksm_merging_pages && second.bytes_saved_peak >= second.bytes_saved);
     drop(pair);
     assert_eq!(drive.progress().unwrap().bytes_saved, 0);
-    drive.stop().unwrap();
+    // Seen to fail: it was heard of when the drive came to rest, and told to nobody.
+    let foreign = drive.stop().unwrap().foreign;
+    assert_eq!(foreign.iter().map(|foreign| foreign.found).collect::<Vec<_>>(), [7], "{foreign:?}");
+    host.sysfs.write("sleep_millisecs", before[2].trim()).unwrap();
     assert_eq!(host.values(), before);
 }
 

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pagefold_ksm::{
-    Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, StatePath, Wanted, check_writable, guard, host_lock,
+    Advisor, Knob, KsmError, KsmSysfs, Lease, ProcessId, Rate, Repaired, StatePath, Wanted, check_writable, guard,
+    host_lock,
 };
 
 const ROOT: &str = "/sys/kernel/mm/ksm";
@@ -211,6 +212,51 @@ fn what_somebody_else_wrote_is_left_and_reported() {
         (host.read("run"), host.read("pages_to_scan"), host.read("sleep_millisecs")),
         ("0".into(), "4242".into(), "20".into())
     );
+}
+
+/// Seen to fail: whoever looked first, as each `pagefold` command does, took the news away from who holds.
+#[test]
+fn each_holder_hears_of_a_foreign_write_once_whoever_looks_first() {
+    let Some(host) = Host::lock() else { return };
+    let (first, second) = (host.acquire(fast()), host.acquire(slow()));
+    let mut killed = host.holder("hold");
+    host.write("pages_to_scan", "4242");
+    let seen = |repaired: &Repaired| repaired.foreign.iter().map(|foreign| foreign.found).collect::<Vec<_>>();
+    assert_eq!(seen(&Lease::repair_at(&host.state(), &host.sysfs).unwrap()), [4242]);
+    assert!(Lease::repair_at(&host.state(), &host.sysfs).unwrap().is_clean());
+    let repaired = first.update(fast()).unwrap();
+    assert_eq!((seen(&repaired), repaired.left), (vec![4242], vec![Knob::PagesToScan]));
+    let repaired = first.update(fast()).unwrap();
+    assert_eq!((seen(&repaired), repaired.left), (vec![], vec![Knob::PagesToScan]), "heard, and not to be had still");
+    let (late, repaired) = Lease::acquire_at(&host.state(), &host.sysfs, fast()).unwrap();
+    assert_eq!((seen(&repaired), repaired.left), (vec![], vec![Knob::PagesToScan]));
+    late.release().unwrap();
+    assert_eq!(seen(&second.release().unwrap()), [4242]);
+    assert_eq!(seen(&first.release().unwrap()), [0; 0]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    let repaired = Lease::repair_at(&host.state(), &host.sysfs).unwrap();
+    assert_eq!((seen(&repaired), repaired.dead.len()), (vec![4242], 1), "the dead one's news go to who finds it");
+    assert_eq!(host.read("pages_to_scan"), "4242");
+}
+
+/// Seen to fail: a wish that was in force already had never been written, so the stop was undone at the next change.
+#[test]
+fn a_setting_that_was_as_wished_already_is_left_to_who_writes_it() {
+    let Some(host) = Host::lock() else { return };
+    host.write("run", "1");
+    let lease = host.acquire(slow());
+    host.write("run", "0");
+    let repaired = lease.update(fast()).unwrap();
+    let foreign = repaired.foreign.iter().map(|foreign| (foreign.knob, foreign.ours, foreign.found));
+    assert_eq!(foreign.collect::<Vec<_>>(), [(Knob::Run, 1, 0)]);
+    assert_eq!((host.read("run"), host.read("pages_to_scan")), ("0".into(), "777".into()));
+    // Written once more: it is his already.
+    host.write("run", "1");
+    assert!(lease.update(slow()).unwrap().foreign.is_empty());
+    host.write("run", "0");
+    assert!(lease.release().unwrap().foreign.is_empty());
+    assert_eq!(host.read("run"), "0");
 }
 
 #[test]

@@ -60,10 +60,7 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
         return Ok(());
     }
 
-    if !space.journal_begin(KIND, window.0, window.1) {
-        batch.refuse_rest(Outcome::GateBusy);
-        return Ok(());
-    }
+    space.journal_begin(KIND, window.0, window.1);
     let begun = space.now();
     let mut held = Held::new(KIND);
     for run in &runs[..len] {

@@ -49,10 +49,7 @@ fn run_mapping<S: AddressSpace>(
     }
     // The journal comes before the registration: killed in between, whoever touches a missing page of the window
     // would wait at it for ever, and no survivor would know.
-    if !space.journal_begin(KIND, start, end) {
-        batch.refuse(among, Outcome::GateBusy);
-        return Ok(());
-    }
+    space.journal_begin(KIND, start, end);
     let begun = space.now();
     let mut held = Held::new(KIND);
     match space.register(start, end, RegisterMode::Missing) {

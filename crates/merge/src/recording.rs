@@ -103,8 +103,6 @@ pub(crate) struct Faults {
     pub(crate) busy: usize,
     pub(crate) settled: Option<(usize, Unsettled)>,
     pub(crate) no_states: bool,
-    /// Somebody else is registering memory whenever a batch is about to begin.
-    pub(crate) no_journal: bool,
     pub(crate) register: Option<(usize, Failure)>,
     /// The most pages that one mremap takes along.
     pub(crate) remap: Option<usize>,

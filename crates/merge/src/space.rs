@@ -172,9 +172,8 @@ pub trait AddressSpace {
     /// Says that scratch slots from `slot` on belong to `pages`, before they are moved there.
     fn journal(&mut self, kind: FreezeKind, slot: Slot, pages: Pages);
     /// Says that a batch begins and which window it is going to register, before it does. No scratch slot belongs to
-    /// any page until [`AddressSpace::journal`] says so. `false` if somebody else is registering memory at this moment,
-    /// who could take the window's registration away; then no batch has begun.
-    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64) -> bool;
+    /// any page until [`AddressSpace::journal`] says so.
+    fn journal_begin(&mut self, kind: FreezeKind, start: u64, end: u64);
     /// Says that nothing is frozen any more.
     fn journal_end(&mut self);
 

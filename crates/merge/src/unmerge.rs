@@ -92,10 +92,7 @@ fn run_one<S: AddressSpace>(
         batch.refuse(first..first + count, Outcome::ThreadData);
         return Ok(());
     }
-    if !space.journal_begin(KIND, start, end) {
-        batch.refuse(first..first + count, Outcome::GateBusy);
-        return Ok(());
-    }
+    space.journal_begin(KIND, start, end);
     let begun = space.now();
     let mut held = Held::new(KIND);
     let (moved, failure) = match space.register(start, end, RegisterMode::MissingAndMinor) {

@@ -19,6 +19,32 @@ pub enum ProofError {
     /// The file has no section headers, so there is no telling code from constants in its executable segments.
     #[error("no executable sections")]
     NoCode,
+    /// An object file, a core dump: nothing that a loader maps.
+    #[error("neither a program nor a shared library")]
+    NotLoadable,
+    /// More than any real file has, so it is not read.
+    #[error("{what} beyond all bounds")]
+    TooBig {
+        /// Of what there is too much.
+        what: &'static str,
+    },
+    /// A table points outside the file.
+    #[error("{what} lies outside the file")]
+    Outside {
+        /// What does.
+        what: &'static str,
+    },
+    /// The file cannot be read.
+    #[error("cannot read the file")]
+    Read(#[source] io::Error),
+    /// A segment or section that no address space has room for.
+    #[error("{length} bytes cannot lie at {address:#x}")]
+    Extent {
+        /// Link-time address.
+        address: u64,
+        /// Length in bytes.
+        length: u64,
+    },
     /// A build-id longer than the 32 bytes that a table has room for.
     #[error("build-id of {length} bytes is longer than 32")]
     BuildId {

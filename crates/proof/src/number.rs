@@ -6,20 +6,38 @@ use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAcc
 
 use crate::run::{Run, enters_kernel};
 
+/// The most steps that one value is followed for: it is set within a few, in code that compilers or people write.
+const STEPS: usize = 4096;
+
+/// What can be in a register, and where the search for it went.
+pub(crate) struct Values {
+    pub(crate) values: BTreeSet<u32>,
+    /// Addresses of the instructions between those that set the register and the one that was asked about, that one
+    /// included: control that comes to one of these from elsewhere brings another value.
+    pub(crate) on_the_way: BTreeSet<u64>,
+}
+
 /// The numbers that can be in `eax` when the instruction with this index runs, or `None` when some path does not tell.
 ///
 /// Only direct jumps, constants, copies between registers and `push imm; pop` are understood: everything else makes
 /// the number unknown, which is the safe side.
 pub(crate) fn numbers_at(run: &Run, site: usize) -> Option<BTreeSet<u32>> {
-    let mut numbers = BTreeSet::new();
+    values_at(run, site, Register::RAX, &mut 0).map(|found| found.values)
+}
+
+/// The same for the low half of any register, with the way; `steps` grows by what it took.
+pub(crate) fn values_at(run: &Run, site: usize, register: Register, steps: &mut usize) -> Option<Values> {
+    let mut values = BTreeSet::new();
+    let mut on_the_way = BTreeSet::new();
     let mut seen = BTreeSet::new();
-    let mut work = vec![(site, Register::RAX)];
+    let mut work = vec![(site, register)];
     let mut factory = InstructionInfoFactory::new();
     while let Some((index, register)) = work.pop() {
+        let here = run.code.get(index)?;
+        on_the_way.insert(here.ip());
         let Some(before) = run.predecessors(index) else {
             // Padding between functions falls into what follows only on paper.
-            let is_padding = run.code.get(index).is_some_and(|here| here.mnemonic() == Mnemonic::Nop);
-            if is_padding && index > 0 {
+            if here.mnemonic() == Mnemonic::Nop && index > 0 {
                 continue;
             }
             return None;
@@ -28,17 +46,21 @@ pub(crate) fn numbers_at(run: &Run, site: usize) -> Option<BTreeSet<u32>> {
             if !seen.insert((previous, register)) {
                 continue;
             }
+            *steps += 1;
+            if seen.len() > STEPS {
+                return None;
+            }
             match effect(run, previous, register, &mut factory) {
                 Effect::Kept => work.push((previous, register)),
                 Effect::Copied(from) => work.push((previous, from)),
                 Effect::Set(value) => {
-                    numbers.insert(value);
+                    values.insert(value);
                 }
                 Effect::Lost => return None,
             }
         }
     }
-    (!numbers.is_empty()).then_some(numbers)
+    (!values.is_empty()).then_some(Values { values, on_the_way })
 }
 
 enum Effect {

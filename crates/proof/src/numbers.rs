@@ -22,7 +22,7 @@ const GATED: &[(u32, &str)] = &[
     (150, "munlock"),
     (151, "mlockall"),
     (152, "munlockall"),
-    (157, "prctl"),
+    (PRCTL, "prctl"),
     (216, "remap_file_pages"),
     (323, "userfaultfd"),
     (325, "mlock2"),
@@ -36,6 +36,9 @@ const GATED: &[(u32, &str)] = &[
 
 /// The call behind which userfaultfd and a thousand drivers hide.
 pub(crate) const IOCTL: u32 = 16;
+
+/// The call behind which unrelated settings of a process hide.
+pub(crate) const PRCTL: u32 = 157;
 
 /// Bit 30 selects the x32 table: other numbers, and no way to tell from here what they do.
 const X32: u32 = 0x4000_0000;

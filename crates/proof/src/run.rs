@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Code as Encoding, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use crate::image::{Code, Starts};
+use crate::image::Code;
+use crate::starts::Starts;
 
 /// Decoding never runs longer than this from one start; the longest function of a libc has some 20 KiB.
 const LONGEST: u64 = 1 << 20;
@@ -38,7 +39,12 @@ pub(crate) struct Run {
 impl Run {
     /// Decodes from `start` to the first known start behind `past`.
     pub(crate) fn decode(code: &Code<'_>, starts: &Starts, start: u64, past: u64) -> Self {
-        let stop = starts.after(past).unwrap_or(u64::MAX).min(code.end()).min(start + LONGEST);
+        Self::decode_between(code, start, starts.after(past).unwrap_or(u64::MAX))
+    }
+
+    /// Decodes from `start` to `stop`, or to the end of the section.
+    pub(crate) fn decode_between(code: &Code<'_>, start: u64, stop: u64) -> Self {
+        let stop = stop.min(code.end()).min(start + LONGEST);
         let window = code.slice(start, stop).unwrap_or_default();
         let mut run = Self { code: Vec::new(), entry: start, end: start, stop, jumps: BTreeMap::new(), whole: true };
         let mut decoder = Decoder::with_ip(64, window, start, DecoderOptions::NONE);
@@ -74,6 +80,12 @@ impl Run {
                 _ => Place::Inside,
             },
         }
+    }
+
+    /// Addresses of the last bytes of the direct jumps of this run to an address.
+    pub(crate) fn jumps_to(&self, address: u64) -> impl Iterator<Item = u64> {
+        let jumps = self.jumps.get(&address).map_or(&[][..], Vec::as_slice);
+        jumps.iter().filter_map(|index| self.code.get(*index)).map(|jump| jump.next_ip() - 1)
     }
 
     /// The instructions that control can come from, or `None` where it comes from outside this run.

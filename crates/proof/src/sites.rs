@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use crate::branches::Decoded;
 use crate::error::ProofError;
-use crate::image::{Code, Image, Starts};
+use crate::headers::Headers;
+use crate::image::{Code, Image};
 use crate::number::numbers_at;
 use crate::numbers::{IOCTL, changes_mappings, name};
-use crate::run::{Place, Run, is_branch_to};
+use crate::run::{Place, Run};
+use crate::starts::Starts;
 
 /// The longest build-id that a table has room for.
 pub(crate) const BUILD_ID: usize = 32;
@@ -137,13 +140,13 @@ pub struct ObjectSites {
 /// When the file is no x86-64 ELF file with section headers, or does not fit the table's limits.
 pub fn sites(elf: &[u8]) -> Result<ObjectSites, ProofError> {
     let image = Image::parse(elf)?;
+    let Headers { build_id, dynamic, .. } = Headers::read(elf)?;
     let code = image.code()?;
     let starts = image.starts(&code);
-    let build_id = image.build_id()?.map(<[u8]>::to_vec);
     if let Some(length) = build_id.as_ref().map(Vec::len).filter(|length| *length > BUILD_ID) {
         return Err(ProofError::BuildId { length });
     }
-    let mut found = ObjectSites { build_id, soname: image.soname(), ..ObjectSites::default() };
+    let mut found = ObjectSites { build_id, soname: dynamic.soname, ..ObjectSites::default() };
     let ioctl = image.function("ioctl");
     for section in &code {
         search(section, &starts, ioctl.as_ref(), &mut found);
@@ -253,26 +256,27 @@ fn refuse_entered(found: &mut ObjectSites, code: &[Code<'_>], starts: &Starts) {
     for entry in entries.iter().filter(|entry| starts.function_within(*entry + 1, *entry + SITE)) {
         entered.insert(*entry, *entry + 1);
     }
-    let mut note = |section: &Code<'_>, end: u64, target: u64| {
-        if target > first
-            && let Some(entry) = inside(target)
-            && branches(section, starts, end, target)
-        {
-            entered.insert(entry, target);
-        }
-    };
     for section in code {
+        let mut decoded = Decoded::new(section, starts);
+        let mut note = |end: u64, target: u64| {
+            if target > first
+                && let Some(entry) = inside(target)
+                && decoded.branches(end, target)
+            {
+                entered.insert(entry, target);
+            }
+        };
         // A displacement counts from the end of the instruction, and ends it: four bytes, or one that reaches 128.
         for (end, window) in (section.address + 4..).zip(section.bytes.windows(4)) {
             if let Ok(displacement) = window.try_into().map(i32::from_le_bytes) {
-                note(section, end, end.wrapping_add_signed(i64::from(displacement)));
+                note(end, end.wrapping_add_signed(i64::from(displacement)));
             }
         }
         for entry in entries.iter().filter(|entry| section.address <= **entry && **entry < section.end()) {
             let from = entry.saturating_sub(REACH).max(section.address);
             let near = section.slice(from, (entry + REACH).min(section.end())).unwrap_or_default();
             for (end, displacement) in (from + 1..).zip(near) {
-                note(section, end, end.wrapping_add_signed(i64::from(displacement.cast_signed())));
+                note(end, end.wrapping_add_signed(i64::from(displacement.cast_signed())));
             }
         }
     }
@@ -284,17 +288,6 @@ fn refuse_entered(found: &mut ObjectSites, code: &[Code<'_>], starts: &Starts) {
         let file_offset = section.file_offset + (vaddr - section.address);
         found.refused.push(RefusedSite { file_offset, vaddr, why: Why::Entered { target } });
         found.sites.retain(|site| site.vaddr != entry);
-    }
-}
-
-/// Is there an instruction that ends at `end` and branches to `target`? Where decoding breaks off, yes.
-fn branches(section: &Code<'_>, starts: &Starts, end: u64, target: u64) -> bool {
-    let last = end - 1;
-    let start = starts.at_or_before(last).unwrap_or(0).max(section.address);
-    let run = Run::decode(section, starts, start, last);
-    match run.code.iter().find(|instruction| instruction.next_ip() >= end) {
-        Some(instruction) => instruction.next_ip() == end && is_branch_to(instruction, target),
-        None => true,
     }
 }
 

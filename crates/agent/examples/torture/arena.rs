@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use crate::{COUNTS, fail};
+use crate::{COUNTS, Dice, fail};
 
 pub(crate) const PAGE: usize = 4096;
 pub(crate) const WORDS: usize = PAGE / 8;
@@ -21,21 +21,7 @@ pub(crate) fn content(id: u64) -> Vec<u8> {
     (0..WORDS).flat_map(|index| word(id, index).to_ne_bytes()).collect()
 }
 
-/// Numbers as they come (xorshift).
-pub(crate) struct Dice(u64);
-
 impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1)
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
-
     /// Mostly contents that others have too.
     pub(crate) fn id(&mut self) -> u64 {
         if self.below(16) == 0 { 1000 + self.below(1 << 40) } else { self.below(COMMON) }

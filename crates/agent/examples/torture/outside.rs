@@ -4,7 +4,8 @@ use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::arena::{Arena, Dice, PAGE, ZERO, content};
+use crate::Dice;
+use crate::arena::{Arena, PAGE, ZERO, content};
 use crate::fail;
 
 const PAGES: usize = 64;

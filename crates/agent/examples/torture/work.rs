@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::arena::{Arena, COMMON, Dice, PAGE, ZERO, content};
+use crate::arena::{Arena, COMMON, PAGE, ZERO, content};
 use crate::ring::Ring;
-use crate::{COUNTS, OVER, fail};
+use crate::{COUNTS, Dice, OVER, fail};
 
 const PAGES: usize = 384;
 

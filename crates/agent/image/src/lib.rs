@@ -3,8 +3,9 @@
 //!
 //! Loaded by the loader, its constructor runs before every other one (`-z initfirst`), while the process has one
 //! thread, and finds its way in the environment: `PAGEFOLD_AGENT=SOCKET:TOKEN:SITES`, the broker's abstract socket
-//! name, the partition's secret (32 hex digits) and the path of the table of system-call sites. Without the variable it does nothing. Loaded by a library caller, it
-//! waits for [`pagefold_agent_start`].
+//! name, the partition's secret (32 hex digits) and the path of the table of system-call sites, with `all:` before it if
+//! the broker chooses what is managed. Without the variable it does nothing. Loaded by a library caller, it waits for
+//! [`pagefold_agent_start`].
 
 #![no_std]
 
@@ -31,8 +32,13 @@ pub unsafe extern "C" fn pagefold_agent_start(
     let (name, sites, token) = unsafe {
         (core::slice::from_raw_parts(address, address_len), core::slice::from_raw_parts(sites, sites_len), *token)
     };
-    let mut config =
-        Config { address: [0; 108], address_len: address_len.min(108), token: Token(token[0], token[1]), alone: false };
+    let mut config = Config {
+        address: [0; 108],
+        address_len: address_len.min(108),
+        token: Token(token[0], token[1]),
+        alone: false,
+        all: false,
+    };
     config.address[..config.address_len].copy_from_slice(&name[..config.address_len]);
     agent::start(&config, sites) as u32
 }

@@ -33,6 +33,7 @@ mod stops;
 mod table;
 mod threads;
 mod victim;
+mod whole;
 mod writers;
 
 use victim::Victim;
@@ -58,6 +59,7 @@ const VICTIMS: &[&[Victim]] = &[
     stops::VICTIMS,
     table::VICTIMS,
     threads::VICTIMS,
+    whole::VICTIMS,
     writers::VICTIMS,
 ];
 

@@ -286,8 +286,8 @@ fn given_back_while_tracked() {
     two.check_from(FIRST);
 }
 
-/// D-16: while a thread has its pages given back the broker registers memory for tracking; whoever touches a frozen page
-/// waits all the same. (The decision itself has a test beside it, in the broker: this one has not been seen to fail.)
+/// D-16: while a thread has its pages given back memory is registered for tracking; whoever touches a frozen page waits
+/// all the same. (The helper does both, one after the other. This has not been seen to fail.)
 #[test]
 fn d_16_pages_are_given_back_while_writes_are_tracked() {
     let stand = Stand::watching();

@@ -1,5 +1,6 @@
 //! The test's side: a broker in this process, and victims that are started with the agent inside.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -8,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use broker::{AgentFiles, Broker, BrokerHandle, CheckChoice, MergeReport, Settings, Summary, Wish, Wished};
+use broker::{
+    AgentFiles, Broker, BrokerHandle, CheckChoice, Judge, MergeReport, Scope, Settings, Summary, Wish, Wished,
+};
 use kernel::{Pid, Range, Vaddr};
 
 /// How long a victim may take before it counts as hanging.
@@ -18,6 +21,23 @@ pub(crate) const WATCHDOG: Duration = Duration::from_secs(40);
 pub(crate) struct Stand {
     pub(crate) broker: Arc<BrokerHandle>,
     files: AgentFiles,
+    all: bool,
+}
+
+/// Trusts every program; code may come if this says so.
+#[derive(Debug)]
+struct Trusting(fn(Option<&File>) -> bool);
+
+impl Judge for Trusting {
+    fn program(&self, _pid: Pid, own: &[Range]) -> Result<(), String> {
+        // The image, and trampolines for libc and the loader.
+        assert_eq!(own.len(), 3, "{own:?}");
+        Ok(())
+    }
+
+    fn admits(&self, _pid: Pid, file: Option<&File>) -> bool {
+        (self.0)(file)
+    }
 }
 
 impl Stand {
@@ -35,9 +55,20 @@ impl Stand {
         Self::with(Settings { stable: Some(Duration::from_millis(200)), check, ..Settings::default() })
     }
 
-    pub(crate) fn with(settings: Settings) -> Self {
+    /// Whatever is eligible in a victim is managed and merged after 0.2 s; code may come if `admits` says so.
+    pub(crate) fn of_all(admits: fn(Option<&File>) -> bool) -> Self {
+        let scope = Scope::All(Arc::new(Trusting(admits)));
+        Self::with(Settings { stable: Some(Duration::from_millis(200)), scope, ..Settings::default() })
+    }
+
+    /// With `HAZARDS_SCOPE=all` in the environment every victim is managed whole.
+    pub(crate) fn with(mut settings: Settings) -> Self {
+        if std::env::var_os("HAZARDS_SCOPE").is_some() && matches!(settings.scope, Scope::Marked) {
+            settings.scope = Scope::All(Arc::new(Trusting(|_| true)));
+        }
+        let all = matches!(settings.scope, Scope::All(_));
         let files = AgentFiles::write().expect("the agent's files can be written");
-        Self { broker: Arc::new(Broker::start(settings).expect("a broker starts")), files }
+        Self { broker: Arc::new(Broker::start(settings).expect("a broker starts")), files, all }
     }
 
     /// This binary as a victim.
@@ -45,10 +76,11 @@ impl Stand {
         let mut command = plain_command(victim);
         let token = self.broker.token();
         let sites = self.files.sites();
+        let scope = if self.all { "all:" } else { "" };
         command.env("LD_PRELOAD", self.files.image());
         command.env(
             "PAGEFOLD_AGENT",
-            format!("{}:{:016x}{:016x}:{}", self.broker.name(), token.0, token.1, sites.display()),
+            format!("{}:{:016x}{:016x}:{scope}{}", self.broker.name(), token.0, token.1, sites.display()),
         );
         command
     }

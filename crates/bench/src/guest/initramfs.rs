@@ -83,7 +83,7 @@ impl Initramfs {
         use std::os::unix::fs::PermissionsExt as _;
 
         let mode = fs::metadata(program).with_context(|| format!("read {}", program.display()))?.permissions().mode();
-        self.add_file(path, fs::read(program)?, mode & 0o7777);
+        self.add_file(path, lean(program)?, mode & 0o7777);
         for library in closure(program)? {
             let data = fs::read(&library).with_context(|| format!("read {}", library.display()))?;
             self.add_file(&library.to_string_lossy(), data, 0o755);
@@ -123,6 +123,16 @@ impl Initramfs {
         writer.finish().with_context(context)?;
         Ok(())
     }
+}
+
+/// A program without its debugging information where `strip` is installed: it is most of a test's program, and a guest has
+/// all of it in memory twice while it unpacks its first file system.
+fn lean(program: &Path) -> Result<Vec<u8>> {
+    let folder = tempfile::Builder::new().prefix("lean").tempdir().context("create a folder")?;
+    let copy = folder.path().join("program");
+    let stripped = Command::new("strip").args(["--strip-debug", "-o"]).arg(&copy).arg(program).output();
+    let from = if stripped.is_ok_and(|done| done.status.success()) { &copy } else { program };
+    fs::read(from).with_context(|| format!("read {}", from.display()))
 }
 
 /// Writes the image of a guest that checks its memory for ever (see [`Fleet`](super::Fleet)).

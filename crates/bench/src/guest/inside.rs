@@ -55,6 +55,22 @@ pub fn run_inside(
     command: &[&str],
     timeout: Duration,
 ) -> Result<Output> {
+    run_inside_nodes(kernel, modules, files, command, timeout, 1)
+}
+
+/// As [`run_inside`], on a machine whose memory is divided among so many nodes.
+///
+/// # Errors
+///
+/// As [`run_inside`].
+pub fn run_inside_nodes(
+    kernel: &Kernel,
+    modules: &[&str],
+    files: &[GuestFile],
+    command: &[&str],
+    timeout: Duration,
+    nodes: u32,
+) -> Result<Output> {
     let folder = tempfile::Builder::new().prefix("inside").tempdir().context("create a folder for the guest")?;
     let words: Vec<String> =
         command.iter().map(|word| quote(OsStr::new(word)).to_string_lossy().into_owned()).collect();
@@ -67,6 +83,14 @@ pub fn run_inside(
     image.write(&initramfs)?;
     let mut options = GuestOptions::new("inside", kernel, &initramfs);
     (options.memory_mib, options.cpus, options.translation_mib, options.qmp) = (MEMORY_MIB, CPUS, 128, false);
+    if nodes > 1 {
+        for node in 0..nodes {
+            let memory = format!("memory-backend-ram,id=node{node},size={}M", MEMORY_MIB / nodes);
+            let processor = if node < CPUS { format!(",cpus={node}") } else { String::new() };
+            let node = format!("node,nodeid={node},memdev=node{node}{processor}");
+            options.arguments.extend(["-object", &memory, "-numa", &node].map(Into::into));
+        }
+    }
     let start = Instant::now();
     let mut fleet = Fleet::start(&[], folder.path(), vec![options])?;
     fleet.wait_end(timeout)?;

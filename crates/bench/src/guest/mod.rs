@@ -24,7 +24,7 @@ pub use checks::{Checks, Verdict};
 pub use command::GuestCommand;
 pub use fleet::{Fleet, Guest};
 pub use initramfs::{Initramfs, check_initramfs};
-pub use inside::{GuestFile, Output, run_inside};
+pub use inside::{GuestFile, Output, run_inside, run_inside_nodes};
 pub use kernel::Kernel;
 pub use modules::{DISK, NFS};
 pub use qemu::GuestOptions;

@@ -6,11 +6,13 @@
 //! * [`nfs`]: requests of a network file system hold the pages that are merged;
 //! * [`limit`]: a cgroup's memory limit is near;
 //! * [`live`]: merging and the way back, with what the checks of references are worth here;
-//! * [`rest`]: a kernel that cannot merge live, and memory at rest.
+//! * [`rest`]: a kernel that cannot merge live, and memory at rest;
+//! * [`nodes`]: kernel KSM on several memory nodes.
 
 pub mod limit;
 pub mod live;
 pub mod nfs;
+pub mod nodes;
 mod pages;
 pub mod rest;
 mod server;
@@ -36,6 +38,8 @@ pub enum InsideCommand {
     Live,
     /// Merging memory at rest, where merging live is not possible.
     Rest,
+    /// Kernel KSM, on a machine with several memory nodes.
+    Nodes,
 }
 
 impl InsideCommand {
@@ -49,6 +53,7 @@ impl InsideCommand {
             Self::Limit => print(&limit::run()?),
             Self::Live => print(&live::run()?),
             Self::Rest => print(&rest::run()?),
+            Self::Nodes => print(&nodes::run()?),
         }
     }
 }

@@ -154,6 +154,15 @@ impl Scanner {
         Ok(())
     }
 
+    /// Asks for something of one's own.
+    ///
+    /// # Errors
+    /// Those of the lease.
+    pub fn ask(&self, wanted: Wanted) -> Result<()> {
+        self.lease.update(wanted)?;
+        Ok(())
+    }
+
     /// Puts the administrator's settings back for a while.
     ///
     /// # Errors

@@ -3,7 +3,10 @@
 //!
 //! The programs (`crates/agent/examples/torture`) know what every byte must be and check it all the time. This side
 //! kills, starts new rounds, and sees that nothing hangs and that nothing is left behind.
+//!
+//! With `--allocator` they mark nothing and torture an allocator instead, managed whole.
 
+mod allocator;
 mod processes;
 mod round;
 
@@ -15,8 +18,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde::Serialize;
 
+pub use allocator::Allocator;
 use processes::Tree;
-use round::Kills;
+use round::{Kills, Torture};
 
 use crate::programs::Programs;
 
@@ -37,9 +41,12 @@ pub struct SoakArgs {
     /// The `pagefold` program; built if it is not named.
     #[arg(long)]
     pub pagefold: Option<PathBuf>,
-    /// The torture program; built if it is not named.
+    /// The torture program, with `heap` beside it; both are built if it is not named.
     #[arg(long)]
     pub torture: Option<PathBuf>,
+    /// Manage the programs whole (`run --scope all`), and torture this allocator.
+    #[arg(long, value_enum)]
+    pub allocator: Option<Allocator>,
     /// A folder on a file system that knows O_DIRECT.
     #[arg(long, default_value = "/var/tmp")]
     pub folder: PathBuf,
@@ -114,7 +121,8 @@ pub fn run(options: &SoakArgs) -> Result<Report> {
     let programs = Programs::named_or_built(options.pagefold.as_deref(), options.torture.as_deref())?;
     let folder = tempfile::Builder::new().prefix("pagefold-soak").tempdir_in(&options.folder)?;
     let mut report = Report { shmem: [shmem()?, 0], ..Report::default() };
-    let fuse = Fuse::mount(&programs.torture, folder.path());
+    let preload = options.allocator.map(Allocator::library).transpose()?;
+    let fuse = if preload.is_none() { Fuse::mount(&programs.torture, folder.path()) } else { None };
     let begun = Instant::now();
     let until = begun + Duration::from_secs(options.seconds);
     let mut seed = options.seed;
@@ -127,7 +135,10 @@ pub fn run(options: &SoakArgs) -> Result<Report> {
             seed,
             left,
             folder.path(),
-            fuse.as_ref().map(|fuse| fuse.mount.as_path()),
+            &match &preload {
+                Some(preload) => Torture::Allocator(preload.as_deref()),
+                None => Torture::Marked(fuse.as_ref().map(|fuse| fuse.mount.as_path())),
+            },
             kills,
             &mut report,
         )

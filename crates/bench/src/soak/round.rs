@@ -35,6 +35,11 @@ pub(super) struct Kills {
 }
 
 impl Kills {
+    /// True if broker and helper both die.
+    fn leave_nobody(self) -> bool {
+        [Role::Broker, Role::Helper].iter().all(|role| self.roles.contains(&Some(*role)))
+    }
+
     pub(super) fn drawn(seed: u64) -> Self {
         use Role::{Broker, Guardian, Helper};
         const PAIRS: [[Option<Role>; 2]; 10] = [
@@ -54,22 +59,38 @@ impl Kills {
     }
 }
 
+/// What the programs do.
+pub(super) enum Torture<'a> {
+    /// Memory that they mark, also through a file system of FUSE mounted here.
+    Marked(Option<&'a Path>),
+    /// Memory of an allocator, preloaded from here or the C library's; they are managed whole.
+    Allocator(Option<&'a Path>),
+}
+
 pub(super) fn run(
     programs: &Programs,
     seed: u64,
     left: Duration,
     folder: &Path,
-    mount: Option<&Path>,
+    torture: &Torture<'_>,
     kills: Kills,
     report: &mut Report,
 ) -> Result<()> {
     let seconds = (8 + seed % 9).min(left.as_secs().max(3));
     let (result, summary) = (folder.join("report"), folder.join("summary"));
+    let refused_before = report.refused;
     let mut command = Command::new(&programs.pagefold);
-    command.args(["run", "--quiet", "--stable", "0.2", "--summary"]).arg(&summary).arg("--").arg(&programs.torture);
+    command.args(["run", "--quiet", "--stable", "0.2", "--summary"]).arg(&summary);
+    if let Torture::Allocator(preload) = torture {
+        command.args(["--scope", "all"]);
+        if let Some(preload) = preload {
+            command.env("LD_PRELOAD", preload);
+        }
+    }
+    command.arg("--").arg(if let Torture::Allocator(_) = torture { &programs.heap } else { &programs.torture });
     command.arg("--seconds").arg(seconds.to_string()).arg("--seed").arg(seed.to_string());
     command.args(["--processes", "2", "--folder"]).arg(folder).arg("--report").arg(&result);
-    if let Some(mount) = mount {
+    if let Torture::Marked(Some(mount)) = torture {
         command.arg("--mount").arg(mount);
     }
     let mut broker = command.stdin(Stdio::null()).spawn().context("cannot start pagefold")?;
@@ -116,7 +137,7 @@ pub(super) fn run(
     let mut over = None;
     loop {
         kernel::signals::reap_others(Pid(0));
-        let names = ["torture", "pagefold-helper", "pagefold"];
+        let names = ["torture", "heap", "pagefold-helper", "pagefold"];
         let there: Vec<_> = Tree::read()
             .below(Pid::this())
             .into_iter()
@@ -125,7 +146,7 @@ pub(super) fn run(
         if there.is_empty() {
             break;
         }
-        let running = there.iter().any(|(_, process)| process.name == "torture");
+        let running = there.iter().any(|(_, process)| ["torture", "heap"].contains(&process.name.as_str()));
         let since = *over.get_or_insert_with(Instant::now);
         if running && begun.elapsed() > HANGS_AFTER || !running && since.elapsed() > GONE_WITHIN {
             bail!("these do not end: {there:?}");
@@ -139,6 +160,9 @@ pub(super) fn run(
     for file in [&result, &other] {
         count(file, report).with_context(|| format!("a program said nothing, or that it went wrong ({status})"))?;
     }
+    // Memory that is managed whole is never refused anything, unless nobody is left who could give pages back.
+    let may_refuse = matches!(torture, Torture::Marked(_)) || kills.leave_nobody();
+    ensure!(may_refuse || report.refused == refused_before, "calls failed in a program that was managed whole");
     let merged = std::fs::read(&summary).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
     if let Some(summary) = merged {
         let number = |name: &str| summary.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);

@@ -46,7 +46,7 @@ impl Layout {
     }
 
     /// The contents of one worker's pages, in order, and one more that nobody else has: the last page of a mapping is
-    /// never merged.
+    /// never merged. Layouts with different numbers of copies have no content in common.
     #[must_use]
     pub fn contents(&self, worker: u64) -> Vec<u64> {
         let units = self.pages / self.run;
@@ -62,9 +62,9 @@ impl Layout {
         let here = usize::try_from(here).expect("a slot's number");
         let mut contents: Vec<u64> = slots[first..first + here]
             .iter()
-            .flat_map(|unit| (0..self.run).map(move |page| unit * self.run + page))
+            .flat_map(|unit| (0..self.run).map(move |page| self.copies << 40 | (unit * self.run + page)))
             .collect();
-        contents.push(u64::MAX - worker);
+        contents.push(u64::MAX - (self.copies << 16 | worker));
         contents
     }
 }
@@ -114,12 +114,14 @@ mod tests {
             let mut seen: HashMap<u64, u64> = HashMap::new();
             for worker in 0..layout.workers {
                 let mut contents = layout.contents(worker);
-                assert_eq!(contents.pop(), Some(u64::MAX - worker));
+                assert_eq!(contents.pop(), Some(u64::MAX - (copies << 16 | worker)));
                 contents.into_iter().for_each(|content| *seen.entry(content).or_default() += 1);
             }
             assert_eq!(seen.len() as u64, layout.distinct());
             assert!(seen.values().all(|count| *count == copies));
             assert!(layout.pages > 16_384 / 2 && layout.pages <= 16_384, "{layout:?}");
+            let other = Layout::new(16_384, run, copies + 1, workers);
+            assert!(other.contents(0).iter().all(|content| !seen.contains_key(content)));
         }
     }
 

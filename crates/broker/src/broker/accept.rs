@@ -29,6 +29,8 @@ impl Broker {
             self.next_index += 1;
             let device = self.device.as_ref().and_then(|device| device.try_clone().ok());
             let (exact, priority) = (self.check.is_some(), self.settings.priority);
+            let judge = self.judge();
+            let judged = judge.is_some();
             let (introducer, desk) = (self.introducer.clone(), self.desk.clone());
             let run = move || {
                 let _visit = visit;
@@ -43,11 +45,15 @@ impl Broker {
                     ) if secret == token => Some(Pid(member.cast_signed())),
                     _ => None,
                 };
-                let host = Host { token, uid, device: device.as_ref(), exact, priority, index };
+                let host = Host { token, uid, device: device.as_ref(), exact, priority, judge, index };
                 let introduced = match is_enough_for(desk.visitors.load(SeqCst)) {
                     true => introduce(link, first, host),
                     false => Err(Refused::AddressSpace),
                 };
+                if judged {
+                    // All code of a program was read.
+                    kernel::address_space::trim();
+                }
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
                 if let Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) = introduced
                     && said.is_some_and(ends)
@@ -69,6 +75,7 @@ impl Broker {
 
     fn take_in(&mut self, member: Member) {
         self.refused.remove(&member.pid);
+        self.left.remove(&member.pid);
         self.members_ever += 1;
         if let Some(guardian) = &mut self.guardian {
             guardian.add(&member);

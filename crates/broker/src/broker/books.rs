@@ -23,6 +23,7 @@ impl Broker {
                 member.view.epoch = None;
             }
         }
+        self.choose();
         let now = Instant::now();
         let segments: Vec<SegmentId> = self.inode_of.keys().copied().collect();
         for segment in segments {

@@ -1,6 +1,6 @@
 //! The broker's loop: takes members in, ticks, fulfils wishes, buries the dead.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -28,6 +28,7 @@ use crate::wishes::{Asked, RefusedKind};
 
 mod accept;
 mod books;
+mod choosing;
 mod handle;
 mod now;
 mod ordering;
@@ -93,6 +94,8 @@ pub struct Broker {
     reasons: Vec<(String, u64)>,
     /// Processes whose last helper was not taken in, and why.
     refused: HashMap<Pid, (RefusedKind, String)>,
+    /// Processes that have left and whose next helper has not come.
+    left: HashSet<Pid>,
 }
 
 impl Broker {
@@ -175,13 +178,14 @@ impl Broker {
             trackers: HashMap::new(),
             interval,
             cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
-            max_map_count: max_map_count(),
+            max_map_count: kernel::maps::max_map_count(),
             waiting: Vec::new(),
             postponed: HashMap::new(),
             unburied: Vec::new(),
             drain_due: false,
             reasons: Vec::new(),
             refused: HashMap::new(),
+            left: HashSet::new(),
             settings,
         };
         Ok((broker, asker))
@@ -245,6 +249,8 @@ impl Broker {
             let program_ended = member.pidfd.exited().unwrap_or(true);
             if program_ended {
                 member.tell(Message::Leave, None);
+            } else {
+                member.look_whether_left_behind();
             }
             if !program_ended && !member.helper_ended() && !member.misbehaves() {
                 index += 1;
@@ -309,17 +315,28 @@ impl Broker {
         member.view.refresh(reader, epoch, &ranges, policy, owner, &mut self.eyes.spans)
     }
 
-    /// Lets every helper go, between two batches. What is merged stays merged.
+    /// Lets every helper go, between two batches. What is merged stays merged. Of programs that are managed whole and go on,
+    /// helpers stay to give back what is asked for.
     fn leave(mut self) {
         // Callers in mid-request and between requests hear it at once.
         let _ = rustix::io::write(&*self.desk.over, &1_u64.to_ne_bytes());
         self.waiting.clear();
         for member in &self.members {
-            member.tell(Message::Leave, None);
+            member.tell(if member.needs_helper_on() { Message::Stay } else { Message::Leave }, None);
         }
         let deadline = Instant::now() + Duration::from_secs(2);
-        while Instant::now() < deadline && !self.members.iter().all(Member::helper_ended) {
-            std::thread::sleep(Duration::from_millis(2));
+        while Instant::now() < deadline && !self.members.is_empty() {
+            let stays = self.members.iter().position(|member| matches!(member.hear(), Ok(Some(Message::Stay))));
+            if let Some(index) = stays {
+                let member = self.members.swap_remove(index);
+                if let Some(guardian) = &mut self.guardian {
+                    guardian.remove(&member);
+                }
+            } else if let Some(index) = self.members.iter().position(Member::helper_ended) {
+                self.remove(index);
+            } else {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         while !self.members.is_empty() {
             self.remove(0);
@@ -344,11 +361,4 @@ fn pace(stable: Option<Duration>) -> (Option<Duration>, AgePolicy) {
     // that held back what guests write every five seconds or so, and which is equal to the store's again in between: three
     // of them settled at 496 MiB, with this at 468.
     (interval, AgePolicy { settle, worth: settle, decay: 60 })
-}
-
-fn max_map_count() -> u64 {
-    std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(65_530)
 }

@@ -10,6 +10,11 @@ use crate::wishes::{Asked, MergeReport, Wish, Wished};
 
 /// How long a wish waits for its member's helper to introduce itself.
 const MEMBER_WITHIN: Duration = Duration::from_secs(5);
+/// The same in a process whose helper has just left because it was asked to: whoever looked before that counted on the
+/// one that left, and none may come for him. He hands over anew when he hears so.
+const AFTER_LEAVING: Duration = Duration::from_millis(500);
+/// Processes that are remembered to have left.
+const LEFT_MAX: usize = 256;
 /// How long a helper may take to leave: as long as a plan at most.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -70,7 +75,8 @@ impl Broker {
             if let Some((kind, reason)) = self.refused.remove(&pid) {
                 return Some(Wished::Refused { kind, reason });
             }
-            return (since.elapsed() > MEMBER_WITHIN).then_some(Wished::NoMember);
+            let patience = if self.left.contains(&pid) { AFTER_LEAVING } else { MEMBER_WITHIN };
+            return (since.elapsed() > patience).then_some(Wished::NoMember);
         };
         let owner = self.members[index].index;
         Some(Wished::Report(match wish {
@@ -133,6 +139,10 @@ impl Broker {
 
     /// A process leaves: its helper goes, and nothing of it is remembered.
     fn let_go(&mut self, pid: Pid) {
+        if self.left.len() >= LEFT_MAX {
+            self.left.clear();
+        }
+        self.left.insert(pid);
         if let Some(mut quiet) = self.quiet.remove(&pid) {
             quiet.view.clear(&mut self.eyes.spans);
         }
@@ -143,5 +153,23 @@ impl Broker {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.remove(index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::settings::Settings;
+
+    /// A thread that has looked for its helper before another one sent it away. Seen to fail: it waited for 5 s.
+    #[test]
+    fn whoever_counted_on_a_helper_that_left_hears_so_soon() {
+        let broker = Broker::start(Settings::default()).unwrap();
+        let pid = Pid::this();
+        broker.ask(Wish::Leave { pid }).unwrap();
+        let begun = Instant::now();
+        assert!(matches!(broker.ask(Wish::Merge { pid, ranges: Vec::new() }), Ok(Wished::NoMember)));
+        assert!(begun.elapsed() < MEMBER_WITHIN / 2, "{:?}", begun.elapsed());
     }
 }

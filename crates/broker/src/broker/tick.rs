@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use abi::place::Outcome;
+use abi::wire::Message;
 use kernel::{Pagemap, memfd, page_size};
 use page::{Location, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,14 +49,18 @@ impl Broker {
             let Ok(pagemap) = Pagemap::open(self.members[position].helper) else { continue };
             let mut due: Vec<PageRange> = Vec::new();
             for index in 0..self.members[position].view.areas.len() {
-                let (uffd, control, view) = self.members[position].watched();
-                let area = &mut view.areas[index];
+                let member = &mut self.members[position];
+                let area = &mut member.view.areas[index];
                 let before = area.ages.counts();
-                area.watch(uffd, &pagemap, control, &mut regions);
+                let watched = area.watch(&pagemap, &mut regions);
                 let after = area.ages.counts();
                 self.totals.unshared += before.merged.saturating_sub(after.merged);
                 if !rest {
                     due.extend(area.ages.due());
+                }
+                if !watched {
+                    let (start, end) = (area.range.start().get(), area.range.end().get());
+                    member.tell(Message::Track { start, end }, None);
                 }
             }
             if let Some(reason) = self.members[position].unfit {

@@ -4,4 +4,5 @@
 mod host;
 mod merging;
 mod process;
+mod proof;
 mod stand;

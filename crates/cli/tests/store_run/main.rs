@@ -16,6 +16,7 @@ mod merging;
 mod messages;
 mod signals;
 mod summaries;
+mod whole;
 
 const PAGEFOLD: &str = env!("CARGO_BIN_EXE_pagefold");
 const PYTHON: &str = "/usr/bin/python3";

@@ -10,11 +10,14 @@
 mod chart;
 mod heat;
 mod owners;
+mod sweep;
 mod tables;
 mod treemap;
 mod words;
 
 use askama::Template;
+
+pub use sweep::sweep_page;
 
 use crate::report::{Report, Sample};
 

@@ -66,6 +66,8 @@ pub enum Name {
     MaxMapCount,
     /// Reading and attaching to other processes of the same user.
     Ptrace,
+    /// System calls run in other processes.
+    Injection,
 }
 
 /// Whether it is there.
@@ -290,6 +292,7 @@ impl Name {
             Self::TransparentHugepage => "transparent huge pages",
             Self::MaxMapCount => "vm.max_map_count",
             Self::Ptrace => "access to other processes",
+            Self::Injection => "injecting system calls",
         }
     }
 
@@ -317,6 +320,7 @@ impl Name {
             Self::TransparentHugepage => "the check by MADV_COLLAPSE; splitting costs",
             Self::MaxMapCount => "how many separate runs a process can have merged",
             Self::Ptrace => "eval, merge --pid",
+            Self::Injection => "enable and disable on running processes",
         }
     }
 }

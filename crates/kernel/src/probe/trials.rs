@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use rustix::io::Errno;
 
 use super::{Feature, Name, State};
+use crate::inject::{InjectError, Refusal, SelfTest, self_test};
 use crate::ksm_sysfs::{self, KsmError, KsmSysfs};
 use crate::maps::MapsFile;
 use crate::memfd::{self, MemfdError};
@@ -21,7 +22,7 @@ use crate::units::{Bytes, PageCount, Pid, Range, Vaddr, page_size};
 use crate::{status, sys, task};
 
 /// All features, in the order of the report.
-pub(super) const NAMES: [Name; 26] = [
+pub(super) const NAMES: [Name; 27] = [
     Name::OwnProc,
     Name::Userfaultfd,
     Name::UserfaultfdDevice,
@@ -48,6 +49,7 @@ pub(super) const NAMES: [Name; 26] = [
     Name::TransparentHugepage,
     Name::MaxMapCount,
     Name::Ptrace,
+    Name::Injection,
 ];
 
 pub(super) fn all() -> Vec<Feature> {
@@ -82,6 +84,7 @@ fn try_one(name: Name) -> State {
         Name::TransparentHugepage => transparent_hugepage(),
         Name::MaxMapCount => max_map_count(),
         Name::Ptrace => ptrace(),
+        Name::Injection => injection(),
     }
 }
 
@@ -427,5 +430,26 @@ fn ptrace() -> State {
         None | Some("0") => yes("processes of the same user"),
         Some("1") => yes("descendants only; sysctl kernel.yama.ptrace_scope=0 for processes of the same user"),
         Some(_) => no("kernel.yama.ptrace_scope forbids it", "CAP_SYS_PTRACE, or sysctl kernel.yama.ptrace_scope=0"),
+    }
+}
+
+fn injection() -> State {
+    match self_test() {
+        SelfTest::Passed => yes("self-test passed"),
+        SelfTest::Wrong(what) => no(format!("the self-test failed: {what}"), "another kernel"),
+        SelfTest::NoChild(error) => unknown(&error),
+        SelfTest::Failed(InjectError::Refused { refusal, .. }) => {
+            let remedy = match &refusal {
+                Refusal::NotPermitted { .. } => "CAP_SYS_PTRACE, a system-call filter that allows ptrace",
+                Refusal::SeccompUnreadable { .. } | Refusal::Seccomp { .. } => {
+                    "CAP_SYS_ADMIN, or without a system-call filter around pagefold itself"
+                }
+                Refusal::Traced { .. } => "without a debugger or strace on pagefold itself",
+                Refusal::NoPlaceForCode { .. } => "a kernel that gives processes a vDSO (not booted with vdso=0)",
+                _ => "another kernel",
+            };
+            no(refusal.to_string(), remedy)
+        }
+        SelfTest::Failed(error) => unknown(&error),
     }
 }

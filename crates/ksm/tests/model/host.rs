@@ -49,6 +49,11 @@ impl Host {
         self.sysfs.read(name).unwrap().unwrap()
     }
 
+    /// `ksm_zero_pages` with its sign.
+    pub(crate) fn zero_pages(&self) -> Option<i64> {
+        self.sysfs.number("ksm_zero_pages").unwrap()
+    }
+
     pub(crate) fn counters(&self) -> KsmCounters {
         self.sysfs.counters().unwrap()
     }

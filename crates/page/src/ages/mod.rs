@@ -149,21 +149,11 @@ impl Ages {
     /// The pages of `region` have been written. Merged ones among them have diverged. What lies outside the range is
     /// left alone.
     pub fn written(&mut self, region: PageRange) {
-        let (worth, lasted) = (self.policy.worth, self.policy.worth.saturating_mul(8));
+        let worth = self.policy.worth;
         for byte in self.slice(region) {
             *byte = match *byte & KIND {
                 EXCLUDED => *byte,
-                MERGED => {
-                    let cycles = floor(*byte & AGE);
-                    let back_off = if cycles < worth {
-                        raised(*byte)
-                    } else if cycles >= lasted {
-                        lowered(*byte)
-                    } else {
-                        *byte & BACK_OFF
-                    };
-                    DIVERGED | back_off
-                }
+                MERGED => DIVERGED | after_merge(*byte, worth),
                 _ => *byte & !AGE,
             };
         }
@@ -193,6 +183,15 @@ impl Ages {
     /// `page` is a private page again, without having been written.
     pub fn unmerged(&mut self, page: PageNumber) {
         self.update(page, |byte| PLAIN | byte & BACK_OFF);
+    }
+
+    /// The merged `page` is not there any more: its program has discarded it, or mapped something else. Allocators do that
+    /// to the same places again and again.
+    pub fn discarded(&mut self, page: PageNumber) {
+        let worth = self.policy.worth;
+        self.update(page, |byte| {
+            PLAIN | if byte & KIND == MERGED { after_merge(byte, worth) } else { byte & BACK_OFF }
+        });
     }
 
     /// A merge of `page` was refused: it is tried again after four times as long as before.
@@ -329,6 +328,15 @@ fn floor(code: u8) -> u32 {
 /// The smallest code that stands for at least `cycles`.
 fn code_for(cycles: u32) -> u8 {
     (0..OLDEST).find(|code| floor(*code) >= cycles).unwrap_or(OLDEST)
+}
+
+/// How long a merged page that has ended is to wait for the next time: longer if it was not worth it.
+fn after_merge(byte: u8, worth: u32) -> u8 {
+    match floor(byte & AGE) {
+        cycles if cycles < worth => raised(byte),
+        cycles if cycles >= worth.saturating_mul(8) => lowered(byte),
+        _ => byte & BACK_OFF,
+    }
 }
 
 fn raised(byte: u8) -> u8 {

@@ -111,6 +111,7 @@ enum Step {
     Look(u64),
     Merge(u64),
     Unmerge(u64),
+    Discard(u64),
     Refuse(u64),
     Exclude(u64),
     Wake(u64),
@@ -123,6 +124,7 @@ fn step(pages: u64) -> impl Strategy<Value = Step> {
         2 => (0..pages).prop_map(Step::Look),
         2 => (0..pages).prop_map(Step::Merge),
         1 => (0..pages).prop_map(Step::Unmerge),
+        1 => (0..pages).prop_map(Step::Discard),
         2 => (0..pages).prop_map(Step::Refuse),
         1 => (0..pages).prop_map(Step::Exclude),
         1 => (0..pages).prop_map(Step::Wake),
@@ -201,6 +203,18 @@ proptest! {
                     ages.unmerged(START.offset(page));
                     let page = &mut model[page as usize];
                     let back_off = if page.kind == Kind::Excluded { 0 } else { page.back_off };
+                    *page = Model { kind: Kind::Plain, cycles: 0, asleep: false, back_off };
+                }
+                Step::Discard(page) => {
+                    let told = ages.age(START.offset(page)).unwrap().cycles;
+                    ages.discarded(START.offset(page));
+                    let page = &mut model[page as usize];
+                    let back_off = match page.kind {
+                        Kind::Excluded => 0,
+                        Kind::Merged if told.unwrap() < worth => (page.back_off + 1).min(3),
+                        Kind::Merged if told.unwrap() >= worth * 8 => page.back_off.saturating_sub(1),
+                        _ => page.back_off,
+                    };
                     *page = Model { kind: Kind::Plain, cycles: 0, asleep: false, back_off };
                 }
                 Step::Refuse(page) => {

@@ -132,6 +132,18 @@ impl<'a> Model<'a> {
         self.change_to(look);
     }
 
+    /// Somebody writes `pages_to_scan` and `sleep_millisecs`. They hold from the next batch on.
+    pub fn set_rate(&mut self, pages_to_scan: u32, sleep_millisecs: u32) {
+        self.pages_to_scan = pages_to_scan.max(1);
+        self.settings.sleep_millisecs = sleep_millisecs;
+    }
+
+    /// Lets time pass while ksmd is stopped.
+    pub fn stand_until(&mut self, at: Duration) {
+        self.now = self.now.max(nanos(at));
+        self.catch_up();
+    }
+
     /// Runs to the end of the pass that has begun, or of the next one.
     pub fn pass(&mut self) -> State {
         if self.cursor.is_none() && self.settled() {

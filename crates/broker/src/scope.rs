@@ -1,0 +1,139 @@
+//! `--scope all`: which memory of a program that has handed nothing over is managed, and who says that its gate is complete.
+//!
+//! Left alone is what a thread's life hangs on (stacks, with the thread's control block in them), what has a property that
+//! says "not this" (locked, not to be dumped, registered with a userfaultfd of the program's), and what is too small to be
+//! worth a row of the gate's table.
+
+use std::fs::File;
+use std::sync::atomic::Ordering::SeqCst;
+
+use abi::control::Control;
+use kernel::{Pid, Range, Vaddr, VmaUse, maps, smaps, task};
+use store::mappings;
+
+use crate::member::Member;
+use crate::order::robust_lists;
+
+/// Says whether code can change mappings past the gate.
+pub trait Judge: Send + Sync + std::fmt::Debug {
+    /// Whether a program may be managed: all code that it has now, and what it is. Asked once, when its helper has come.
+    /// `own`: where the agent's code lies.
+    ///
+    /// # Errors
+    /// Why it is left alone, in a few words.
+    fn program(&self, pid: Pid, own: &[Range]) -> Result<(), String>;
+
+    /// Whether code that a program is about to map may come: a file, or memory that the program writes.
+    fn admits(&self, pid: Pid, file: Option<&File>) -> bool;
+}
+
+/// Where the agent's code lies in a program, by its own account: a program that says something else about itself has
+/// only itself to lose.
+pub(crate) fn own_code(control: &Control) -> Vec<Range> {
+    let slots = control.own_code.iter().map(|slot| (slot.start.load(SeqCst), slot.end.load(SeqCst)));
+    slots.filter_map(|(start, end)| Range::new(Vaddr(start), Vaddr(end)).ok()).filter(|own| !own.is_empty()).collect()
+}
+
+/// Ranges that are smaller are not worth their row and their mappings: 128 KiB.
+const PAGES_MIN: u64 = 32;
+/// Rows of the gate's table that are used for this; the rest is for ranges that are cut in two.
+const ROWS: usize = abi::control::RANGES_MAX * 3 / 4;
+
+/// What may come under management in a member, and is not managed yet; the largest first. Reads the properties of its
+/// mappings only if there is something that looks new.
+pub(crate) fn chosen(member: &Member) -> Vec<Range> {
+    let managed = member.ranges();
+    let room = ROWS.saturating_sub(managed.len());
+    let Ok(mapped) = maps::read(member.helper) else { return Vec::new() };
+    let new = mapped.iter().filter(|vma| vma.is_private_anonymous() && vma.read && vma.write);
+    if room == 0 || !new.flat_map(|vma| without(vma.range, &managed)).any(is_worth_it) {
+        return Vec::new();
+    }
+    let Ok(vmas) = smaps::read(member.helper) else { return Vec::new() };
+    let Some(heads) = thread_heads(member.pid) else { return Vec::new() };
+    let mut ranges: Vec<Range> = eligible(&vmas, &heads)
+        .into_iter()
+        .flat_map(|range| without(range, &managed))
+        // What lies behind a managed range comes into its row, however short it is.
+        .filter(|range| is_worth_it(*range) || managed.iter().any(|before| before.end() == range.start()))
+        .collect();
+    ranges.sort_by_key(|range| std::cmp::Reverse(range.pages()));
+    ranges.truncate(room);
+    ranges
+}
+
+fn is_worth_it(range: Range) -> bool {
+    range.pages().get() >= PAGES_MIN
+}
+
+/// Where the robust lists of the threads but the first begin, each in its thread's control block on its stack.
+fn thread_heads(pid: Pid) -> Option<Vec<Vaddr>> {
+    let others = task::threads(pid).map(|threads| threads.into_iter().filter(|tid| *tid != pid).collect());
+    robust_lists(others, task::robust_list)
+}
+
+/// The ranges of all mappings that may be managed; neighbours are one.
+fn eligible(vmas: &[VmaUse], heads: &[Vaddr]) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for vma in vmas.iter().filter(|vma| leaves_alone(vma, heads).is_none()) {
+        match ranges.last_mut() {
+            Some(before) if before.end() == vma.vma.range.start() => {
+                *before = Range::new(before.start(), vma.vma.range.end()).expect("two neighbouring ranges are one");
+            }
+            _ => ranges.push(vma.vma.range),
+        }
+    }
+    ranges
+}
+
+/// Why a mapping is not chosen, or `None`.
+fn leaves_alone(vma: &VmaUse, heads: &[Vaddr]) -> Option<&'static str> {
+    let flags = &vma.flags;
+    match mappings::refuses(vma) {
+        Some(why) => Some(why),
+        None if vma.vma.inode != 0 => Some("file"),
+        None if vma.vma.exec => Some("code"),
+        None if flags.dontdump() => Some("not_dumped"),
+        None if flags.uffd_missing() || flags.uffd_minor() || flags.uffd_wp() => Some("userfaultfd"),
+        // Of a thread, by its control block; the first one's stack grows down.
+        None if heads.iter().any(|head| vma.vma.range.contains(*head)) => Some("stack"),
+        None => None,
+    }
+}
+
+/// A range without what others have of it. `others` ascend and are apart.
+fn without(range: Range, others: &[Range]) -> Vec<Range> {
+    let mut rest = Vec::new();
+    let mut at = range.start();
+    for other in others.iter().filter(|other| other.end() > range.start() && other.start() < range.end()) {
+        if let Ok(before) = Range::new(at, other.start().max(at)) {
+            rest.push(before);
+        }
+        at = other.end().max(at);
+    }
+    rest.extend(Range::new(at.min(range.end()), range.end()).ok());
+    rest.retain(|part| !part.is_empty());
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn range(start: u64, end: u64) -> Range {
+        Range::new(Vaddr(start << 12), Vaddr(end << 12)).unwrap()
+    }
+
+    #[test]
+    fn what_is_managed_is_left_out() {
+        assert_eq!(without(range(10, 20), &[]), [range(10, 20)]);
+        assert_eq!(without(range(10, 20), &[range(0, 5), range(20, 30)]), [range(10, 20)]);
+        assert_eq!(
+            without(range(10, 20), &[range(5, 12), range(14, 15), range(18, 25)]),
+            [range(12, 14), range(15, 18)]
+        );
+        assert_eq!(without(range(10, 20), &[range(10, 20)]), []);
+        assert_eq!(without(range(10, 20), &[range(0, 30)]), []);
+    }
+}
