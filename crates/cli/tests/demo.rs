@@ -36,10 +36,8 @@ impl FakePython {
              case $word in work) echo worked;; check) echo {check};; esac\n\
              done\n"
         );
-        // Not by this process: a fork of another thread would hold it open for writing when it is executed.
-        let write = "printf %s \"$1\" > \"$0\"";
         let program = folder.join("python3");
-        assert!(Command::new("sh").args(["-c", write]).arg(&program).arg(script).status().unwrap().success());
+        testing::write_program(&program, script);
         fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
         Self(folder)
     }

@@ -176,7 +176,7 @@ fn a_user_without_rights_sees_and_does_not_set() {
     let temp =
         tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
     let copy = temp.path().join("pagefold");
-    std::fs::copy(env!("CARGO_BIN_EXE_pagefold"), &copy).unwrap();
+    testing::copy_program(env!("CARGO_BIN_EXE_pagefold"), &copy);
     let as_nobody = |words: &[&str]| {
         let mut command = Command::new(&copy);
         command.env("XDG_RUNTIME_DIR", "/nonexistent").arg("ksm").args(words);

@@ -60,7 +60,7 @@ const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 /// A copy of `sleep` under another path.
 fn copy_of_sleep(to: &Path) -> PathBuf {
     std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-    std::fs::copy("/usr/bin/sleep", to).unwrap();
+    testing::copy_program("/usr/bin/sleep", to);
     to.canonicalize().unwrap()
 }
 
@@ -159,7 +159,7 @@ fn a_program_that_the_loader_runs_is_known_by_what_is_mapped() {
     assert_eq!((found.loaded.as_slice(), never_merge(&found)), (&[worker][..], None));
     // Nor is its own name more than that. Seen to fail: nothing was taken to be loaded.
     let renamed = folder.path().join("myloader");
-    std::fs::copy(LOADER, &renamed).unwrap();
+    testing::copy_program(LOADER, &renamed);
     let (_child, found) = Running::start(Command::new(&renamed).arg(&agent).arg("60"), |it| !it.loaded.is_empty());
     assert_eq!(found.loaded.as_slice(), std::slice::from_ref(&agent));
     assert_eq!(never_merge(&found).unwrap().name, "key agents");
@@ -220,7 +220,7 @@ fn a_setuid_program_is_one_whoever_runs_it() {
 fn what_an_interpreter_runs() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("pass");
-    std::fs::write(&script, "#!/bin/sh\nread line\n").unwrap();
+    testing::write_program(&script, "#!/bin/sh\nread line\n");
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (_child, found) = Running::start(&mut Command::new(&script), |it| it.script.is_some());
     assert_eq!(found.script.as_deref(), script.to_str());

@@ -75,6 +75,9 @@ pub(crate) struct ApplyArgs {
 /// `pagefold ksm rules undo`.
 #[derive(Args, Debug)]
 pub(crate) struct UndoArgs {
+    /// How long one process may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = interval)]
+    pub(crate) timeout: f64,
     /// Print one JSON document to stdout.
     #[arg(long)]
     pub(crate) json: bool,

@@ -102,7 +102,7 @@ fn one_that_is_traced_says_by_whom() {
 fn holders_of_secrets_only_if_asked_for_twice() {
     let folder = tempfile::tempdir().unwrap();
     let agent = folder.path().join("ssh-agent");
-    std::fs::copy("/bin/sleep", &agent).unwrap();
+    testing::copy_program("/bin/sleep", &agent);
     let target = Running::start(Command::new(&agent).arg("60"));
     let began = std::time::Instant::now();
     while kernel::program::program(target.pid()).map(|found| found.path).ok() != agent.canonicalize().ok() {

@@ -236,7 +236,7 @@ fn who_is_refused_halfway_is_enabled_later_and_undone_in_any_case() {
     };
     let stops_half = || {
         until("it waits", || (kernel::status::read(target.pid()).unwrap().name == "stops-when-mark").then_some(()));
-        document(&["apply", &file, "--json"])
+        document(&["apply", &file, "--timeout", "60", "--json"])
     };
     let half = stops_half();
     assert_eq!(
@@ -246,19 +246,21 @@ fn who_is_refused_halfway_is_enabled_later_and_undone_in_any_case() {
     let some = marked();
     assert!(some > 0 && some < 4000, "{some} are marked");
     goes_on();
-    assert_eq!(document(&["undo", "--json"])["disabled"], 1);
+    assert_eq!(document(&["undo", "--timeout", "60", "--json"])["disabled"], 1);
     assert_eq!(marked(), 0);
     // What was refused halfway is done by the next call: it stops itself only once for each time that it is not marked.
     assert_eq!(stops_half()["refused"], 1);
     goes_on();
-    assert_eq!(document(&["apply", &file, "--json"])["enabled"], 1);
+    let whole = document(&["apply", &file, "--timeout", "60", "--json"]);
+    assert_eq!(whole["enabled"], 1, "{whole:#}");
     assert!(marked() > 4000);
-    assert_eq!(document(&["undo", "--json"])["disabled"], 1);
+    let undone = document(&["undo", "--timeout", "60", "--json"]);
+    assert_eq!(undone["disabled"], 1, "{undone:#}");
     // Unless an administrator has disabled it meanwhile.
     assert_eq!(stops_half()["refused"], 1);
     goes_on();
     target.set(false);
-    assert_eq!(document(&["apply", &file, "--json"])["released"], 1);
+    assert_eq!(document(&["apply", &file, "--timeout", "60", "--json"])["released"], 1);
     assert_eq!(marked(), 0);
 }
 

@@ -73,7 +73,7 @@ impl Stand {
     pub(crate) fn copy(&self, of: &str, name: &str) -> PathBuf {
         let to = self.folder().join(name);
         if !to.exists() {
-            std::fs::copy(Path::new(of).canonicalize().unwrap(), &to).unwrap();
+            testing::copy_program(Path::new(of).canonicalize().unwrap(), &to);
         }
         to
     }

@@ -113,7 +113,7 @@ fn programs_that_hold_secrets_are_left_alone_unless_it_is_insisted() {
     let folder = tempfile::tempdir().unwrap();
     // The list goes by the name of the file that is executed.
     let agent = folder.path().join("ssh-agent");
-    std::fs::copy(std::env::current_exe().unwrap(), &agent).unwrap();
+    testing::copy_program(std::env::current_exe().unwrap(), &agent);
     let mut target = Target::start_by(Command::new(agent));
     let range = target.hold(256, 2, 50);
     let (status, found) = json(&mut merge(target.pid(), range));

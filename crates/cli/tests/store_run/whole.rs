@@ -81,7 +81,7 @@ fn a_tree_of_all_kinds_runs_as_if_nothing_had_been() {
         return;
     };
     let other = temp.join("setuid");
-    fs::copy("/usr/bin/id", &other).unwrap();
+    testing::copy_program("/usr/bin/id", &other);
     fs::set_permissions(&other, Permissions::from_mode(0o4755)).unwrap();
     let script = "\"$0\" & \"$1\" & \"$2\" -u & \"$3\" -c \"$4\" 4 & wait";
     let options = ["--scope", "all", "--stable", "0.2", "--summary", &file];

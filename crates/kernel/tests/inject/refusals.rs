@@ -260,7 +260,7 @@ fn other_users_and_the_protected() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let program: PathBuf = folder.path().join("sleep");
-    fs::copy("/bin/sleep", &program).unwrap();
+    testing::copy_program("/bin/sleep", &program);
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).unwrap();
     let setuid = Killed::start(Command::new(&program).arg("600").uid(65534).gid(65534));
     std::thread::sleep(Duration::from_millis(50));
@@ -299,7 +299,7 @@ fn program_of_32_bits(folder: &std::path::Path) -> PathBuf {
     }
     file.extend(code);
     let path = folder.join("program");
-    fs::write(&path, file).unwrap();
+    testing::write_program(&path, file);
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     path
 }

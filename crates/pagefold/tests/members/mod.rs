@@ -37,7 +37,7 @@ pub(crate) fn in_child_as_nobody(body: &str) {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     let copy = std::env::temp_dir().join(format!("pagefold-test-{}-{body}", std::process::id()));
-    std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+    testing::copy_program(std::env::current_exe().unwrap(), &copy);
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).unwrap();
     let output = Command::new(&copy)
         .args([body, "--exact", "--ignored", "--nocapture", "--test-threads=1"])

@@ -271,7 +271,7 @@ impl Stop {
 pub(super) fn undo(args: &UndoArgs) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
     let _stop = Stop::new()?;
-    let mut keeper = match keeper(Rules::default(), Duration::from_secs(5))? {
+    let mut keeper = match keeper(Rules::default(), Duration::from_secs_f64(args.timeout))? {
         Ok(keeper) => keeper,
         Err(status) => return Ok(status),
     };
