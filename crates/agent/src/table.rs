@@ -110,8 +110,9 @@ impl Table {
 
     /// Takes the lock if it is free.
     pub(crate) fn try_lock(&self) -> Option<Locked<'_>> {
-        let free = self.lock.compare_exchange(0, sys::gettid(), SeqCst, SeqCst).is_ok();
-        free.then_some(Locked { table: self, nested: false })
+        let taken = self.lock.compare_exchange(0, sys::gettid(), SeqCst, SeqCst).is_ok();
+        // Not `then_some`: its argument would be made, and dropped, when the lock is somebody else's, who would lose it.
+        taken.then(|| Locked { table: self, nested: false })
     }
 
     /// Reserves memory for the marks of what a helper adopts, since it may not map any: a place that is free may be one
@@ -480,6 +481,19 @@ mod tests {
     use super::*;
 
     static TABLE: Table = Table::new();
+
+    /// Seen to fail: whoever tried in vain took the lock from its holder, and two helpers were started at once.
+    #[test]
+    fn who_tries_in_vain_leaves_the_lock_to_its_holder() {
+        static TABLE: Table = Table::new();
+        let held = TABLE.lock();
+        for _ in 0..2 {
+            let taken = std::thread::scope(|scope| scope.spawn(|| TABLE.try_lock().is_some()).join().unwrap());
+            assert!(!taken);
+        }
+        drop(held);
+        assert!(TABLE.try_lock().is_some());
+    }
 
     /// Seen to fail: the rest of a range that is cut in two comes into a row that the look-up had passed already.
     #[test]
