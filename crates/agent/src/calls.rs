@@ -20,7 +20,7 @@ use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece, Table};
-use crate::{adoption, child, mremap, scope, spawn};
+use crate::{adoption, alone, child, mremap, scope, spawn};
 
 /// The registers of a call, in the order in which the stub saves them.
 #[repr(C)]
@@ -399,20 +399,21 @@ pub(crate) fn ring() {
 }
 
 /// Gives every merged page of a range its own copy back, content kept. The helper does it, with the pages frozen: the
-/// calling thread must hold neither the gate nor the table. `false` if it could not be done, above all because no
-/// helper lives: then the pages stay as they are.
+/// calling thread must hold neither the gate nor the table. A child of fork that gets no helper may do it by itself.
+/// `false` if it could not be done, above all because no helper lives: then the pages stay as they are.
 pub(crate) fn unmerge(start: u64, end: u64) -> bool {
     if STATE.control().is_none() {
         if STATE.table.next_merged(start, end).is_none() {
             return true;
         }
         // A forked child: it has the marks of its parent, but no helper.
-        bring_helper(|table| Some(table.lock()));
+        if scope::is_own() {
+            bring_helper(|table| Some(table.lock()));
+        }
     }
-    let Some(control) = STATE.control() else { return false };
-    if !is_served(control) {
-        return STATE.table.next_merged(start, end).is_none();
-    }
+    let Some(control) = STATE.control().filter(|control| is_served(control)) else {
+        return alone::unmerge(start, end);
+    };
     take_turn(&control.ask.owner, |_| true);
     control.ask.start.store(start, SeqCst);
     control.ask.end.store(end, SeqCst);
@@ -429,7 +430,8 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
     };
     control.ask.state.store(ask::IDLE, SeqCst);
     end_turn(&control.ask.owner);
-    done
+    // It may have left before it could do anything.
+    done || !is_served(control) && alone::unmerge(start, end)
 }
 
 /// Starts the helper, if there is none, under the table's lock; not at all if that is not to be had.

@@ -22,6 +22,7 @@ use abi::wire::{Message, Token};
 use abi::{BATCH_MAX, PLAN_MAX, SCRATCH};
 use merge::{AddressSpace, Ended, Entry, Order, PageState, Pages, RegisterMode, run_plan};
 
+use crate::alone;
 use crate::calls::USER_END;
 use crate::filter;
 use crate::gate;
@@ -64,6 +65,8 @@ pub(crate) fn main(connect: fn() -> Option<Link>) {
         leave();
         return;
     };
+    // From here on it moves pages.
+    alone::is_shared();
     serve(&mut space, &link);
     space.control.helper.store(0, SeqCst);
     leave();

@@ -22,6 +22,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(unused, reason = "the gate exists for x86-64 only so far"))]
 
 mod adoption;
+mod alone;
 mod calls;
 mod child;
 mod elf;

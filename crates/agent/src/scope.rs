@@ -22,7 +22,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::{Control, code, stop};
 
-use crate::calls::{Registers, bring_helper, end_turn, is_served, known, publish, reach, take_turn, unmerge_all};
+use crate::calls::{
+    Registers, USER_END, bring_helper, end_turn, is_served, known, publish, reach, take_turn, unmerge_all,
+};
 use crate::gate;
 use crate::handover::unmergeable;
 use crate::space::Space;
@@ -64,6 +66,11 @@ pub(crate) fn begin_anew() {
     OWNER.store(sys::getpid(), SeqCst);
     BORN.store(sys::monotonic(), SeqCst);
     ASKED_FOR.store(0, SeqCst);
+}
+
+/// False in a vfork child, which runs in its parent's memory.
+pub(crate) fn is_own() -> bool {
+    OWNER.load(SeqCst) == sys::getpid()
 }
 
 /// A call through the gate of a program whose memory the broker chooses from.
@@ -130,7 +137,7 @@ fn begin_if_due() {
         return;
     }
     let due = ASKED_FOR.load(SeqCst) >= LARGE || sys::monotonic().wrapping_sub(BORN.load(SeqCst)) >= YOUNG_NS;
-    if !due || OWNER.load(SeqCst) != sys::getpid() {
+    if !due || !is_own() {
         return;
     }
     // What the helper reserves would be missing to a program that has been given just so much.
@@ -169,7 +176,17 @@ fn leave_to_ring() -> bool {
 /// Asks whether code may come. If nobody says yes, nothing is merged any more when this returns true; with false that
 /// could not be had.
 fn admit(source: &Source) -> bool {
-    let Some(control) = STATE.control() else { return true };
+    if STATE.control().is_none() {
+        if STATE.table.next_merged(0, USER_END).is_none() {
+            // The broker judges what it finds once the helper has come.
+            return true;
+        }
+        // A child of fork that is too young for a helper has its parent's merged pages all the same.
+        if is_own() {
+            bring_helper(|table| Some(table.lock()));
+        }
+    }
+    let Some(control) = STATE.control() else { return leave_to_code() };
     if control.stop.load(SeqCst) & stop::UNKNOWN_CODE != 0 {
         return true;
     }
@@ -181,6 +198,12 @@ fn admit(source: &Source) -> bool {
         MAY_COMPILE.fetch_or(u32::from(matches!(source, Source::Memory)), SeqCst);
         return true;
     }
+    leave_to_code()
+}
+
+/// Code comes that nobody has admitted: before it is there everything gets its own pages back, and nothing is merged any
+/// more. `false` if that could not be had.
+fn leave_to_code() -> bool {
     STATE.stop(stop::UNKNOWN_CODE);
     unmerge_all()
 }

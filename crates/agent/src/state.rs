@@ -8,7 +8,7 @@ use abi::wire::Token;
 use crate::gate::Reader;
 use crate::sys;
 use crate::table::{Locked, Table};
-use crate::{adoption, child, patch, scope, spawn};
+use crate::{adoption, alone, child, patch, scope, spawn};
 
 /// Longest address of the broker's socket.
 pub(crate) const ADDRESS_MAX: usize = 108;
@@ -114,6 +114,7 @@ impl State {
         let _ = self.unwilling.compare_exchange(unwilling::HERE, 0, SeqCst, SeqCst);
         adoption::forget();
         scope::begin_anew();
+        alone::is_copied();
         self.table.reset_lock();
     }
 

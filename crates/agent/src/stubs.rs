@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use crate::calls::{Registers, dispatch};
 use crate::state::STATE;
-use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr};
-use crate::{child, gate};
+use crate::sys::{self, CLONE_THREAD, CLONE_VFORK, CLONE_VM, nr};
+use crate::{alone, child, gate};
 
 global_asm!(
     // Runs \inner with the registers as they are, in a frame that can be unwound.
@@ -151,6 +151,9 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
     if flags & CLONE_VM != 0 {
         if flags & CLONE_VFORK != 0 {
             return;
+        }
+        if flags & CLONE_THREAD == 0 {
+            alone::is_shared();
         }
     } else {
         // Before the gate: a helper that starts meanwhile is told.

@@ -14,6 +14,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("whole_churn", churn),
     ("whole_fork", forked),
     ("whole_code", code),
+    ("whole_child_code", child_code),
     ("whole_orphan", orphan),
     ("whole_ring", ring),
     ("whole_keys", keys),
@@ -214,12 +215,16 @@ fn children_keep_what_the_gate_owes_them() {
 
 /// Maps a file's first page as code.
 fn bring(name: &str) {
+    try_to_bring(name).unwrap();
+}
+
+fn try_to_bring(name: &str) -> std::io::Result<()> {
     let file = File::open(name).unwrap();
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
     let prot = libc::PROT_READ | libc::PROT_EXEC;
     // SAFETY: a free place of the kernel's choice.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), page(), prot, libc::MAP_PRIVATE, fd, 0) };
-    assert_ne!(at, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    if at == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Code comes when everything is merged: what the broker admits changes nothing, what it does not admit ends it.
@@ -253,6 +258,93 @@ fn what_nobody_knows_ends_merging_before_it_comes() {
     victim.succeed();
 }
 
+/// Children of fork map code before they have a helper of their own, alone and with other threads.
+fn child_code() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    for threads in [0, 2] {
+        for _ in 0..5 {
+            reap(fork(|| in_company(threads, || bring_all(one, two))));
+        }
+    }
+    assert!(one.merged() >= LARGE - 8 && two.merged() >= LARGE - 8);
+    one.check_from(FIRST);
+    two.check_from(FIRST);
+}
+
+/// Maps code that is not admitted: nothing is merged any more once it is there.
+fn bring_all(one: Region, two: Region) {
+    bring("/bin/sh");
+    assert_eq!((one.stored().len(), two.stored().len()), (0, 0), "it came, and pages are still merged");
+    one.check_from(FIRST);
+    two.check_from(FIRST);
+}
+
+/// As [`bring_all`], where pages have other protections and advices, which they keep.
+fn bring_alone(one: Region, two: Region) {
+    assert_eq!(one.part(10, 20).protect(libc::PROT_NONE), 0);
+    assert_eq!(one.part(300, 700).protect(libc::PROT_READ), 0);
+    assert_eq!(two.part(100, 200).advise(libc::MADV_DONTFORK), 0);
+    two.part(200, 210).fill_from(7);
+    bring("/bin/sh");
+    assert_eq!((one.stored().len(), two.stored().len()), (0, 0), "it came, and pages are still merged");
+    let smaps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let has = |region: Region, prot: &str| {
+        smaps
+            .lines()
+            .any(|line| line.starts_with(&format!("{:x}-{:x} {prot}", region.start, region.start + region.len())))
+    };
+    assert!(has(one.part(10, 20), "---p") && has(one.part(300, 700), "r--p"), "{smaps}");
+    assert_eq!(one.part(10, 20).protect(libc::PROT_READ | libc::PROT_WRITE), 0);
+    assert_eq!(one.part(300, 700).protect(libc::PROT_READ | libc::PROT_WRITE), 0);
+    one.check_from(FIRST);
+    two.part(0, 200).check_from(FIRST);
+    two.part(200, 210).check_from(7);
+    two.part(210, LARGE).check_from(FIRST + 210);
+    // What a plain page does, and one mapping again.
+    assert_eq!(one.advise(libc::MADV_DONTNEED), 0);
+    one.check_zero();
+    // SAFETY: the region, which nobody else uses.
+    let grown = unsafe { libc::mremap(one.pointer(0), one.len(), one.len() + page(), libc::MREMAP_MAYMOVE) };
+    assert_ne!(grown, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+    let mut resident = [0_u8; 1];
+    // SAFETY: asks about one page.
+    reap(fork(|| assert_eq!(unsafe { libc::mincore(two.pointer(100), page(), resident.as_mut_ptr()) }, -1)));
+}
+
+/// Runs something while other threads work.
+fn in_company(threads: usize, work: impl FnOnce()) {
+    struct Done<'a>(&'a AtomicU32);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(1, SeqCst);
+        }
+    }
+    let done = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while done.load(SeqCst) == 0 {
+                    std::thread::sleep(Duration::from_micros(200));
+                }
+            });
+        }
+        let _done = Done(&done);
+        work();
+    });
+}
+
+/// Seen to fail: a child without a helper was let go on with all pages merged, and unknown code in it.
+#[test]
+fn what_nobody_knows_ends_merging_in_young_children_too() {
+    use std::os::unix::fs::MetadataExt as _;
+    let stand = Stand::of_all(|file| {
+        let inode = file.and_then(|file| file.metadata().ok()).map(|about| about.ino());
+        inode != Some(std::fs::metadata("/bin/sh").unwrap().ino())
+    });
+    stand.run("whole_child_code");
+}
+
 /// The broker is gone, and what was merged is still merged; children are forked, and code comes.
 fn orphan() {
     let (one, two) = large_pair();
@@ -262,6 +354,19 @@ fn orphan() {
     assert!(one.merged() >= LARGE - 8 && two.merged() >= LARGE - 8);
     // Forks by themselves.
     reap(fork(|| one.check_from(FIRST)));
+    // Children that get no helper any more: whoever is alone gives the pages back by himself.
+    reap(fork(|| bring_alone(one, two)));
+    reap(fork(|| {
+        in_company(2, || {
+            let error = try_to_bring("/bin/sh").expect_err("code came into merged memory");
+            assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+        });
+        assert!(one.merged() >= LARGE - 8 && two.merged() >= LARGE - 8);
+        wait_until("the others are gone", || {
+            std::fs::read_to_string("/proc/self/status").unwrap().contains("\nThreads:\t1\n")
+        });
+        bring_alone(one, two);
+    }));
     bring("/bin/sh");
     assert_eq!((one.stored().len(), two.stored().len()), (0, 0), "it came, and pages are still merged");
     one.check_from(FIRST);
