@@ -20,7 +20,7 @@ use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece, Table};
-use crate::{adoption, alone, child, mremap, scope, spawn};
+use crate::{adoption, alone, child, execute, mremap, scope, spawn};
 
 /// The registers of a call, in the order in which the stub saves them.
 #[repr(C)]
@@ -58,6 +58,10 @@ const SHM_REMAP: u64 = 0o40000;
 
 /// Every gated call ends up here.
 pub extern "C" fn dispatch(registers: &mut Registers) {
+    if matches!(registers.rax, nr::EXECVE | nr::EXECVEAT) {
+        registers.rax = execute::execute(registers) as u64;
+        return;
+    }
     child::notice();
     let result = if STATE.all.load(SeqCst) == 0 { known(registers) } else { scope::handle(registers) };
     registers.rax = result as u64;

@@ -26,6 +26,7 @@ mod alone;
 mod calls;
 mod child;
 mod elf;
+mod execute;
 #[cfg(feature = "faults")]
 pub mod faults;
 mod filter;

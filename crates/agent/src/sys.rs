@@ -31,6 +31,7 @@ pub(crate) mod nr {
     pub(crate) const RECVMSG: u64 = 47;
     pub(crate) const GETSOCKOPT: u64 = 55;
     pub(crate) const CLONE: u64 = 56;
+    pub(crate) const EXECVE: u64 = 59;
     pub(crate) const EXIT: u64 = 60;
     pub(crate) const WAIT4: u64 = 61;
     pub(crate) const KILL: u64 = 62;
@@ -39,6 +40,7 @@ pub(crate) mod nr {
     pub(crate) const GETPPID: u64 = 110;
     pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;
+    pub(crate) const STATFS: u64 = 137;
     pub(crate) const SCHED_SETSCHEDULER: u64 = 144;
     pub(crate) const MLOCK: u64 = 149;
     pub(crate) const MLOCKALL: u64 = 151;
@@ -50,11 +52,14 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: u64 = 231;
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const OPENAT: u64 = 257;
+    pub(crate) const NEWFSTATAT: u64 = 262;
+    pub(crate) const FACCESSAT: u64 = 269;
     pub(crate) const PRLIMIT64: u64 = 302;
     pub(crate) const PROCESS_VM_READV: u64 = 310;
     pub(crate) const SECCOMP: u64 = 317;
     pub(crate) const MEMFD_CREATE: u64 = 319;
     pub(crate) const BPF: u64 = 321;
+    pub(crate) const EXECVEAT: u64 = 322;
     pub(crate) const USERFAULTFD: u64 = 323;
     pub(crate) const MLOCK2: u64 = 325;
     pub(crate) const PKEY_MPROTECT: u64 = 329;

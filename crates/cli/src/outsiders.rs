@@ -1,8 +1,9 @@
 //! Who of a tree is not managed because the agent never came in: static programs, those of another C library or word size,
-//! those that gain privileges. The broker does not hear of them, so the tree is looked at.
+//! those that gain privileges, those that cannot reach its file. The broker does not hear of them, so the tree is looked at.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ksm::{ProcessId, Tree};
@@ -12,6 +13,9 @@ use crate::store_run::unmanageable;
 
 /// How often. What lives shorter would not be managed either.
 const EVERY: Duration = Duration::from_secs(1);
+/// Why a program that could have the agent does not have it.
+const ABSENT: &str =
+    "it runs where the agent's file cannot be loaded (a chroot, a container), or with an environment of its own";
 /// Different programs that are remembered.
 const PROGRAMS_MAX: usize = 256;
 
@@ -29,15 +33,18 @@ pub(crate) struct Outsider {
 /// What was seen so far.
 pub(crate) struct Outsiders {
     tree: Tree,
+    /// This program.
+    own: Option<PathBuf>,
     next: Instant,
-    /// Processes that are there, each with what it ran when it was looked at.
-    seen: HashSet<(ProcessId, PathBuf)>,
+    /// Processes that are there, each with what it ran when it was looked at, and how often that was.
+    seen: HashMap<(ProcessId, PathBuf), u32>,
     found: BTreeMap<(String, String), u64>,
 }
 
 impl Outsiders {
     pub(crate) fn below_self() -> Self {
-        Self { tree: Tree::below_self(), next: Instant::now(), seen: HashSet::new(), found: BTreeMap::new() }
+        let own = std::fs::read_link("/proc/self/exe").ok();
+        Self { tree: Tree::below_self(), own, next: Instant::now(), seen: HashMap::new(), found: BTreeMap::new() }
     }
 
     /// When to look the next time.
@@ -50,21 +57,30 @@ impl Outsiders {
         if Instant::now() < self.next {
             return;
         }
-        let mut there = HashSet::new();
+        let mut there = HashMap::new();
         for member in self.tree.members() {
             // A process that ends meanwhile, or that is not this user's to look at.
             let link = PathBuf::from(format!("/proc/{}/exe", member.process.pid));
             let Ok(program) = std::fs::read_link(&link) else { continue };
+            // Pagefold's own guardian, too.
+            if self.own.as_ref() == Some(&program) {
+                continue;
+            }
             let this = (member.process, program);
-            if !self.seen.contains(&this)
-                && let Some(reason) = unmanageable(&link)
-            {
+            let looks = self.seen.get(&this).copied().unwrap_or(0);
+            // What has just been executed may still be loading its libraries.
+            let reason = match looks {
+                0 => unmanageable(&link),
+                1 if unmanageable(&link).is_none() && lacks_agent(member.process) => Some(ABSENT.to_owned()),
+                _ => None,
+            };
+            if let Some(reason) = reason {
                 let program = this.1.display().to_string();
                 if self.found.len() < PROGRAMS_MAX || self.found.contains_key(&(program.clone(), reason.clone())) {
                     *self.found.entry((program, reason)).or_default() += 1;
                 }
             }
-            there.insert(this);
+            there.insert(this, looks.saturating_add(1));
         }
         self.seen = there;
         self.next = Instant::now() + EVERY;
@@ -79,6 +95,17 @@ impl Outsiders {
         };
         self.found.iter().map(outsider).collect()
     }
+}
+
+/// True if the agent is not mapped. False also if that cannot be seen.
+fn lacks_agent(process: ProcessId) -> bool {
+    // Also once its folder is gone.
+    let is_agent = |name: &OsStr| {
+        let file = Path::new(name).file_name().map(OsStr::as_encoded_bytes);
+        file.is_some_and(|file| file.strip_suffix(b" (deleted)").unwrap_or(file) == broker::AGENT.as_bytes())
+    };
+    kernel::maps::read(kernel::Pid(process.pid))
+        .is_ok_and(|maps| !maps.is_empty() && !maps.iter().any(|vma| is_agent(&vma.name)))
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub use error::{ProgramError, ProofError};
 pub use harmless::why_harmless;
 pub use judge::{Judgement, Verdict, judge};
 pub use lists::Lists;
-pub use numbers::{changes_mappings, name};
+pub use numbers::{changes_mappings, name, takes_the_gate};
 pub use object::{CallSite, Facts};
 pub use program::{Class, Program, resolve_program};
 pub use reason::{Reason, needs_no_agent};

@@ -34,6 +34,25 @@ const GATED: &[(u32, &str)] = &[
     (462, "mseal"),
 ];
 
+/// Calls that the gate looks at where their sites can be patched, and does without where they cannot: what is executed
+/// may be unable to load the agent, and would complain.
+const EXECUTE: &[(u32, &str)] = &[(59, "execve"), (322, "execveat")];
+
+/// Does a call with this number execute another program?
+pub(crate) fn executes(number: u32) -> bool {
+    find(EXECUTE, number).is_some()
+}
+
+/// Does the gate look at calls with this number?
+#[must_use]
+pub fn takes_the_gate(number: u32) -> bool {
+    changes_mappings(number) || executes(number)
+}
+
+fn find(list: &[(u32, &'static str)], number: u32) -> Option<&'static str> {
+    list.iter().find(|(listed, _)| *listed == number).map(|(_, name)| *name)
+}
+
 /// The call behind which userfaultfd and a thousand drivers hide.
 pub(crate) const IOCTL: u32 = 16;
 
@@ -46,11 +65,11 @@ const X32: u32 = 0x4000_0000;
 /// Can a call with this number change mappings, or open a way to do so behind the gate's back?
 #[must_use]
 pub fn changes_mappings(number: u32) -> bool {
-    number & X32 != 0 || name(number).is_some()
+    number & X32 != 0 || find(GATED, number).is_some()
 }
 
-/// The kernel's name of a number for which [`changes_mappings`] is true.
+/// The kernel's name of a number for which [`takes_the_gate`] is true.
 #[must_use]
 pub fn name(number: u32) -> Option<&'static str> {
-    GATED.iter().find(|(gated, _)| *gated == number).map(|(_, name)| *name)
+    find(GATED, number).or_else(|| find(EXECUTE, number))
 }

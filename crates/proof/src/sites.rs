@@ -9,7 +9,7 @@ use crate::error::ProofError;
 use crate::headers::Headers;
 use crate::image::{Code, Image};
 use crate::number::numbers_at;
-use crate::numbers::{IOCTL, changes_mappings, name};
+use crate::numbers::{IOCTL, changes_mappings, executes, name, takes_the_gate};
 use crate::run::{Place, Run};
 use crate::starts::Starts;
 
@@ -42,7 +42,7 @@ pub enum SiteKind {
     Generic,
 }
 
-/// One place where the object enters the kernel with a call that can change mappings.
+/// One place where the object enters the kernel with a call that can change mappings, or executes a program.
 ///
 /// It is seven bytes long: five that are one instruction, and `0f 05`. It can be patched by a `jmp rel32` over the
 /// first five; control returns at `vaddr + 7`. It has been checked that an instruction starts at `vaddr`, that no
@@ -55,6 +55,13 @@ pub struct Site {
     pub kind: SiteKind,
     /// The site's bytes, for whoever patches them to compare with what is loaded.
     pub bytes: [u8; 7],
+}
+
+impl Site {
+    /// Can the gate do without it?
+    fn is_optional(&self) -> bool {
+        matches!(self.kind, SiteKind::Number(number) if executes(number))
+    }
 }
 
 /// Why a site that can change mappings cannot be patched.
@@ -177,6 +184,7 @@ fn search(section: &Code<'_>, starts: &Starts, ioctl: Option<&Range<u64>>, found
             Place::Inside | Place::Broken => Finding::Refused(Why::Ambiguous),
             Place::Starts(_) if pair != SYSCALL => Finding::Refused(Why::LegacyEntry),
             Place::Starts(index) => match settle(section, &run, index, address, ioctl) {
+                Finding::Patchable(site) if !trusted && site.is_optional() => Finding::Nothing,
                 Finding::Patchable(_) if !trusted => Finding::Refused(Why::Ambiguous),
                 settled => settled,
             },
@@ -206,9 +214,26 @@ enum Finding {
 /// Judges a `syscall` at `address`, the instruction `index` of its run.
 fn settle(section: &Code<'_>, run: &Run, index: usize, address: u64, ioctl: Option<&Range<u64>>) -> Finding {
     let numbers = numbers_at(run, index);
-    if numbers.as_ref().is_some_and(|numbers| !numbers.iter().copied().any(changes_mappings)) {
+    let none = |wanted: fn(u32) -> bool| numbers.as_ref().is_some_and(|numbers| !numbers.iter().copied().any(wanted));
+    if none(takes_the_gate) {
         return Finding::Nothing;
     }
+    let optional = none(changes_mappings);
+    match settle_known(section, run, numbers, index, address, ioctl) {
+        Finding::Refused(_) | Finding::Unknown if optional => Finding::Nothing,
+        settled => settled,
+    }
+}
+
+/// As [`settle`], of a call that the gate looks at.
+fn settle_known(
+    section: &Code<'_>,
+    run: &Run,
+    numbers: Option<BTreeSet<u32>>,
+    index: usize,
+    address: u64,
+    ioctl: Option<&Range<u64>>,
+) -> Finding {
     let only_ioctl = numbers.as_ref().is_some_and(|numbers| numbers.iter().all(|number| *number == IOCTL));
     if only_ioctl && ioctl.is_some_and(|function| !function.contains(&address)) {
         return Finding::OwnIoctl;
@@ -221,14 +246,13 @@ fn settle(section: &Code<'_>, run: &Run, index: usize, address: u64, ioctl: Opti
     if let Some(bytes) = bytes.filter(|_| one_instruction) {
         if let [LOAD_NUMBER, a, b, c, d, ..] = bytes {
             let number = u32::from_le_bytes([a, b, c, d]);
+            let alone = numbers.as_ref().is_some_and(|numbers| *numbers == BTreeSet::from([number]));
+            if alone && takes_the_gate(number) {
+                return Finding::Patchable(Site { vaddr, kind: SiteKind::Number(number), bytes });
+            }
             if changes_mappings(number) {
-                return match numbers {
-                    Some(numbers) if numbers == BTreeSet::from([number]) => {
-                        Finding::Patchable(Site { vaddr, kind: SiteKind::Number(number), bytes })
-                    }
-                    // Another number comes here by a jump over the constant.
-                    _ => Finding::Refused(Why::Entered { target: address }),
-                };
+                // Another number comes here by a jump over the constant.
+                return Finding::Refused(Why::Entered { target: address });
             }
         } else if bytes.starts_with(&LOAD_SIXTH_ARGUMENT) {
             return Finding::Patchable(Site { vaddr, kind: SiteKind::Generic, bytes });
@@ -286,7 +310,9 @@ fn refuse_entered(found: &mut ObjectSites, code: &[Code<'_>], starts: &Starts) {
         };
         let vaddr = entry + PATCHED;
         let file_offset = section.file_offset + (vaddr - section.address);
-        found.refused.push(RefusedSite { file_offset, vaddr, why: Why::Entered { target } });
+        if !found.sites.iter().any(|site| site.vaddr == entry && site.is_optional()) {
+            found.refused.push(RefusedSite { file_offset, vaddr, why: Why::Entered { target } });
+        }
         found.sites.retain(|site| site.vaddr != entry);
     }
 }

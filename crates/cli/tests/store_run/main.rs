@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kernel::{Features, Pid, Pidfd, Signal};
 use serde_json::Value;
 
+mod elsewhere;
 mod limits;
 mod merging;
 mod messages;
@@ -84,8 +85,7 @@ impl Temp {
     /// This program where every user may execute it.
     fn pagefold(&self) -> String {
         let copy = self.join("pagefold");
-        // Not by this process: a fork of another thread would hold it open for writing when it is executed.
-        assert!(Command::new("cp").args([PAGEFOLD, &copy]).status().unwrap().success());
+        testing::copy_program(PAGEFOLD, &copy);
         copy
     }
 

@@ -54,6 +54,23 @@ fn calls_that_change_no_mapping_are_left_out() {
 }
 
 #[test]
+fn a_site_that_executes_is_patched_where_it_can_be_and_left_out_elsewhere() {
+    let exec = call(59);
+    let found = find(&[&[exec.clone(), vec![RET]].concat()]);
+    assert_eq!((found.sites.len(), found.refused.len()), (1, 0), "{found:?}");
+    // The number is set earlier; a symbol within it.
+    for functions in [
+        vec![[&[0xb8, 59, 0, 0, 0, 0x90][..], &[0x0f, 0x05, RET]].concat()],
+        vec![exec[..2].to_vec(), [&exec[2..], &[RET]].concat()],
+    ] {
+        let functions: Vec<&[u8]> = functions.iter().map(Vec::as_slice).collect();
+        assert_eq!(find(&functions), ObjectSites::default());
+    }
+    // A jump over it: with which number is not known.
+    assert_eq!(find(&[&[&[0x74, 5][..], &exec, &[RET]].concat()]).unknown.len(), 1);
+}
+
+#[test]
 fn a_byte_pair_inside_an_immediate_is_no_site() {
     // mov ecx, 0x0000050f; mov eax, 0x050f0009; ret: each holds 0f 05, the second right behind a 9.
     let found = find(&[&[0xb9, 0x0f, 0x05, 0, 0, 0xb8, 9, 0, 0x0f, 0x05, RET]]);

@@ -1,0 +1,120 @@
+//! Members into which the agent cannot be loaded: they run as if nothing had been there, and nothing is on their stderr.
+
+use super::*;
+
+/// Runs a shell's script, whose `$0` is a folder, under the store. What its members print, on either stream.
+fn streams(folder: &str, script: &str) -> (Option<i32>, String, String) {
+    let errors = format!("{folder}/errors");
+    let script = format!("{{ {script}; }} 2>\"$0/errors\"");
+    let run = output(&["--scope", "all", "--quiet"], &["sh", "-c", &script, folder]);
+    (run.status.code(), text(&run.stdout), fs::read_to_string(errors).unwrap())
+}
+
+fn runs_alike(folder: &str, script: &str, printed: &str) {
+    assert_eq!(streams(folder, script), (Some(0), printed.to_owned(), String::new()), "{script}");
+}
+
+/// Copies a program, its loader and its libraries into a folder.
+fn copy_whole(program: &str, folder: &str) {
+    let script = "set -e; mkdir -p \"$1/bin\"; cp \"$0\" \"$1/bin/\"; \
+        ldd \"$0\" | grep -o '/[^ ]*' | while read -r file; do mkdir -p \"$1${file%/*}\"; cp \"$file\" \"$1$file\"; done";
+    let done = Command::new("sh").args(["-c", script, program, folder]).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+/// Seen to fail: the loader says that the agent cannot be preloaded.
+#[test]
+fn where_the_agents_file_is_not_there() {
+    if !can_merge() || !is_root() {
+        return;
+    }
+    let temp = Temp::new("elsewhere");
+    let folder = temp.join("root");
+    copy_whole("/usr/bin/env", &folder);
+    // In a chroot, and not the agent's variables either; what a member puts there itself stays.
+    runs_alike(&folder, "chroot \"$0\" /bin/env | grep -c -e PRELOAD -e AGENT || true", "0\n");
+    runs_alike(&folder, "export MINE=1; chroot \"$0\" /bin/env | grep MINE", "MINE=1\n");
+    // In a mount name space where something else lies over it, as in a container; by vfork, posix_spawn and system().
+    let hidden = "unshare -m sh -c 'mount -t tmpfs none /run; mount -t tmpfs none /tmp; ";
+    runs_alike(&folder, &format!("{hidden} echo here; env true; exec env echo there'"), "here\nthere\n");
+    let python = "import os, subprocess; os.system(\"echo one\"); subprocess.run([\"echo\", \"two\"]); \
+        os.posix_spawn(\"/usr/bin/env\", [\"env\", \"echo\", \"three\"], os.environ); os.wait()";
+    runs_alike(&folder, &format!("{hidden} exec {PYTHON} -Sc \"$0\"' '{}'", python), "one\ntwo\nthree\n");
+    // Where nothing can be executed.
+    let noexec = "unshare -m sh -c 'mount -t tmpfs -o noexec none /mnt; cp -r ${LD_PRELOAD%/*} /mnt; \
+        mount -n --move /mnt /run; exec env echo here'";
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        runs_alike(&folder, noexec, "here\n");
+    }
+}
+
+/// What could have the agent and has not is named.
+#[test]
+fn who_has_no_agent_is_named() {
+    if !can_merge() || !is_root() {
+        return;
+    }
+    let temp = Temp::new("named");
+    let (folder, file) = (temp.join("root"), temp.join("summary"));
+    copy_whole("/usr/bin/sleep", &folder);
+    let script = "chroot \"$0\" /bin/sleep 3 & env -i sleep 3 & sleep 3 & wait";
+    let run = output(&["--scope", "all", "--summary", &file], &["sh", "-c", script, &folder]);
+    assert_eq!(run.status.code(), Some(0), "{}", said(&run));
+    let summary: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let mut told: Vec<(String, u64)> = summary["no_agent"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|row| row["reason"].as_str().unwrap().contains("agent's file cannot be loaded"))
+        .map(|row| (row["program"].as_str().unwrap().to_owned(), row["processes"].as_u64().unwrap()))
+        .collect();
+    told.sort();
+    let inside = format!("{folder}/bin/sleep");
+    let mut expected = [(inside, 1), ("/usr/bin/sleep".to_owned(), 1)];
+    expected.sort();
+    assert_eq!(told, expected, "{summary:#}");
+}
+
+/// Exits with 7 by its system call.
+const LEAVES: &str = "void _start(void) { __asm__ volatile(\"int $0x80\" : : \"a\"(1), \"b\"(7)); }";
+
+#[test]
+fn programs_of_32_bits() {
+    if !can_merge() {
+        return;
+    }
+    if !Path::new("/lib/ld-linux.so.2").exists() {
+        return println!("skipped: the loader of 32-bit programs");
+    }
+    let temp = Temp::new("narrow");
+    // It names the loader, which then reads LD_PRELOAD.
+    let options = ["-m32", "-nostdlib", "-fPIE", "-pie", "-Wl,--dynamic-linker=/lib/ld-linux.so.2"];
+    let Some(_) = temp.compile("narrow", LEAVES, &options) else { return };
+    let folder = temp.join("");
+    runs_alike(&folder, "\"$0/narrow\"; echo $?", "7\n");
+    testing::write_program(temp.join("script"), format!("#! {} word\n", temp.join("narrow")));
+    fs::set_permissions(temp.join("script"), Permissions::from_mode(0o755)).unwrap();
+    runs_alike(&folder, "\"$0/script\"; echo $?", "7\n");
+    // By its descriptor, and what a member preloads by itself is its own.
+    let by_descriptor = "import os; os.execve(os.open(os.sys.argv[1], os.O_RDONLY), [\"x\"], os.environ)";
+    runs_alike(&folder, &format!("{PYTHON} -c '{by_descriptor}' \"$0/narrow\"; echo $?"), "7\n");
+    let (_, _, errors) = streams(&folder, "LD_PRELOAD=/nowhere.so:$LD_PRELOAD \"$0/narrow\"");
+    assert!(errors.contains("/nowhere.so") && !errors.contains("agent.so"), "{errors}");
+}
+
+/// A program that preloads something of its own beside the agent, or instead of it.
+#[test]
+fn members_preload_what_they_like() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("preload");
+    let Some(library) = temp.compile("lib.so", "int answer = 42;", &["-shared", "-fPIC"]) else { return };
+    let folder = temp.join("");
+    let loaded = "grep -c lib.so /proc/self/maps >/dev/null && echo loaded";
+    for value in [format!("{library}"), format!("{library}:$LD_PRELOAD"), format!("$LD_PRELOAD {library}")] {
+        runs_alike(&folder, &format!("LD_PRELOAD=\"{value}\" sh -c '{loaded}'"), "loaded\n");
+    }
+    // Without an environment nothing is managed, and nothing is wrong.
+    runs_alike(&folder, "env -i /bin/sh -c 'echo bare'", "bare\n");
+}
