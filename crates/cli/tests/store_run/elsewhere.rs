@@ -112,7 +112,7 @@ fn members_preload_what_they_like() {
     let Some(library) = temp.compile("lib.so", "int answer = 42;", &["-shared", "-fPIC"]) else { return };
     let folder = temp.join("");
     let loaded = "grep -c lib.so /proc/self/maps >/dev/null && echo loaded";
-    for value in [format!("{library}"), format!("{library}:$LD_PRELOAD"), format!("$LD_PRELOAD {library}")] {
+    for value in [library.clone(), format!("{library}:$LD_PRELOAD"), format!("$LD_PRELOAD {library}")] {
         runs_alike(&folder, &format!("LD_PRELOAD=\"{value}\" sh -c '{loaded}'"), "loaded\n");
     }
     // Without an environment nothing is managed, and nothing is wrong.
