@@ -20,8 +20,11 @@ pub(crate) struct Whole {
     known: Mutex<HashMap<Pid, Managed>>,
 }
 
+/// Programs that are remembered before it is looked which of them have ended.
+const FORGET_BEYOND: usize = 64;
+
 /// What is remembered of a program.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Managed {
     /// Its file.
     program: PathBuf,
@@ -39,6 +42,15 @@ impl Whole {
         let mut nobody = |_: Progress<'_>| {};
         let prover = Prover::new(&self.lists, self.cache.as_ref(), &mut nobody);
         prover.without(own_code).judge_process(pid).map_err(|error| kernel::error_chain(&error))
+    }
+
+    fn remember(&self, pid: Pid, managed: Managed) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(pid, managed);
+        // Those that have ended, now and then: a long run sees many.
+        if known.len() > FORGET_BEYOND && known.len() == known.capacity() {
+            known.retain(|pid, _| kernel::status::read(*pid).is_ok());
+        }
     }
 
     fn managed(&self, pid: Pid) -> Option<Managed> {
@@ -73,7 +85,7 @@ impl Judge for Whole {
             ));
         }
         let managed = Managed { program: found.exe.unwrap_or_default(), own_code: own.to_vec() };
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, managed);
+        self.remember(pid, managed);
         Ok(())
     }
 
@@ -105,4 +117,23 @@ fn spoilt(object: &Object) -> String {
 fn path_of(file: &File) -> PathBuf {
     use std::os::fd::AsRawFd as _;
     std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn programs_that_have_ended_are_forgotten() {
+        let whole = Whole::new(None).unwrap();
+        whole.remember(Pid::this(), Managed::default());
+        // Beyond the largest number that a process can have.
+        for pid in 5_000_000..5_010_000 {
+            whole.remember(Pid(pid), Managed::default());
+        }
+        assert!(whole.managed(Pid::this()).is_some());
+        let known = whole.known.lock().unwrap().len();
+        assert!(known < 1000, "{known}");
+    }
 }

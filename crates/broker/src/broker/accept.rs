@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use abi::wire::Message;
-use kernel::{Pid, Pidfd, PidfdError};
+use kernel::{Pid, Pidfd, PidfdError, maps};
 
 use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
@@ -55,9 +55,13 @@ impl Broker {
                     kernel::address_space::trim();
                 }
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
-                if let Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) = introduced
-                    && said.is_some_and(ends)
-                {
+                let ended = match &introduced {
+                    Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) => said.is_some_and(ends),
+                    // Its code could not be read to the end.
+                    Err(Refused::NotProven(_)) => said.is_some_and(has_no_memory),
+                    _ => false,
+                };
+                if ended {
                     return;
                 }
                 let _ = introducer.send((said, introduced));
@@ -99,6 +103,11 @@ impl Broker {
             None => {}
         }
     }
+}
+
+/// True for a process whose memory is gone already.
+fn has_no_memory(pid: Pid) -> bool {
+    maps::read(pid).map_or(true, |mappings| mappings.is_empty())
 }
 
 /// True for a process that has ended, or is about to: its memory goes first.
