@@ -51,6 +51,17 @@ both() {
     with=$?
     say "$name" "$without" "$with" "$here/summary"
     [ "$without" -eq "$with" ] || tail -25 "$here/with.out"
+    # Tests of Python's suite that fail by themselves may; others may not.
+    local only
+    only=$(comm -13 <(failed "$here/without.out") <(failed "$here/with.out"))
+    [ -z "$only" ] || { wrong=1 && echo "             failed only with pagefold: $only"; }
+    only=$(failed "$here/without.out" | tr '\n' ' ')
+    [ -z "$only" ] || echo "             fails without pagefold: $only"
+}
+
+# The names of what failed in a run of Python's suite.
+failed() {
+    sed -nE 's/^(FAIL|ERROR): ([^ ]+) .*/\2/p' "$1" | sort -u
 }
 
 of_python() {

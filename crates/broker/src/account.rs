@@ -113,6 +113,8 @@ pub struct Summary {
     pub elapsed_seconds: f64,
     /// Why helpers were not taken in, a line each.
     pub helper_refused: Vec<String>,
+    /// Programs that were taken in and have done something that ends merging in them, a line each.
+    pub stopped: Vec<String>,
 }
 
 /// Counters that only rise, for the whole partition.
@@ -341,6 +343,7 @@ impl Books<'_> {
             helpers_busy_seconds: (self.totals.busy + self.busy).as_secs_f64(),
             elapsed_seconds: self.started.elapsed().as_secs_f64(),
             helper_refused: Vec::new(),
+            stopped: Vec::new(),
         }
     }
 }

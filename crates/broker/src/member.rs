@@ -127,6 +127,8 @@ pub(crate) struct Member {
     whole: bool,
     /// Why the process is left alone for now.
     pub(crate) unfit: Option<&'static str>,
+    /// What has ended merging in it, as far as that was noted.
+    pub(crate) stops_seen: u32,
     fitness_seen: Instant,
     space_seen: Instant,
 }
@@ -408,6 +410,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         deaf: Cell::new(false),
         index: host.index,
         whole,
+        stops_seen: 0,
         unfit: unfit(pid).or_else(|| if whole { unfit_whole(pid, peer.uid) } else { None }),
         fitness_seen: Instant::now(),
         space_seen: Instant::now(),

@@ -93,6 +93,9 @@ impl Reporter<'_> {
         for line in left_alone(&reasons) {
             self.say(&line);
         }
+        for line in summary.stopped.iter().take(REASONS) {
+            self.say(&format!("nothing is merged any more in {line}"));
+        }
         if summary.processes_ever > 0 {
             self.say(&format!(
                 "{} pages merged in {} processes, {} saved at most, {} refused, longest wait {:.1} ms, CPU {:.2} s",

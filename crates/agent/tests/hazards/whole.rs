@@ -256,6 +256,8 @@ fn what_nobody_knows_ends_merging_before_it_comes() {
     victim.expect("admitted");
     victim.say("go on");
     victim.succeed();
+    let stopped = stand.summary().stopped;
+    assert!(matches!(&stopped[..], [one] if one.contains("/hazards-") && one.contains("vouches for")), "{stopped:?}");
 }
 
 /// Children of fork map code before they have a helper of their own, alone and with other threads.
@@ -406,7 +408,10 @@ fn ring() {
 
 #[test]
 fn a_ring_ends_merging_before_it_is_there() {
-    Stand::of_all(|_| true).run("whole_ring");
+    let stand = Stand::of_all(|_| true);
+    stand.run("whole_ring");
+    let stopped = stand.summary().stopped;
+    assert!(matches!(&stopped[..], [one] if one.contains("io_uring")), "{stopped:?}");
 }
 
 /// Keys are marked as not to be dumped: they are nobody's twin any more.

@@ -59,6 +59,8 @@ impl Broker {
             self.take_sample();
         }
         let mut summary = self.summary(&self.last_sample);
+        self.note_stopped();
+        summary.stopped = self.stopped.texts();
         for (reason, times) in &self.reasons {
             *summary.refused.0.entry("helper_refused").or_default() += times;
             let often = if *times > 1 { format!(", {times} times") } else { String::new() };

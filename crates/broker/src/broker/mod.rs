@@ -35,10 +35,12 @@ mod ordering;
 mod quiescent;
 mod reclaim;
 mod requests;
+mod stopped;
 mod tick;
 
 use accept::Introduced;
 pub use handle::BrokerHandle;
+use stopped::Stopped;
 
 /// Pages that the candidate index has room for: 8 bytes each, taken as they come.
 const INDEX_PAGES: u64 = 1 << 27;
@@ -92,6 +94,8 @@ pub struct Broker {
     drain_due: bool,
     /// Why processes were left alone, and how many for each reason.
     reasons: Vec<(String, u64)>,
+    /// Who was taken in and has done something that ends merging.
+    stopped: Stopped,
     /// Processes whose last helper was not taken in, and why.
     refused: HashMap<Pid, (RefusedKind, String)>,
     /// Processes that have left and whose next helper has not come.
@@ -184,6 +188,7 @@ impl Broker {
             unburied: Vec::new(),
             drain_due: false,
             reasons: Vec::new(),
+            stopped: Stopped::default(),
             refused: HashMap::new(),
             left: HashSet::new(),
             settings,
@@ -286,7 +291,8 @@ impl Broker {
     }
 
     pub(super) fn remove(&mut self, index: usize) {
-        let member = self.members.swap_remove(index);
+        let mut member = self.members.swap_remove(index);
+        self.note_last(&mut member);
         self.forget_trackers(member.pid);
         self.totals.keep(member.control());
         self.postponed.remove(&member.index);

@@ -36,6 +36,7 @@ impl Broker {
         } else {
             self.drain_batches();
         }
+        self.note_stopped();
         let owners: Vec<u32> = self.members.iter().map(|member| member.index).collect();
         for owner in owners {
             // Still at what it was ordered earlier.
