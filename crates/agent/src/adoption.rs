@@ -38,6 +38,7 @@ use crate::link::{self, Link};
 use crate::state::STATE;
 use crate::sys::{self, MAP_SHARED, PAGE, PROT_NONE, advice, failed, nr, sys};
 
+const PR_SET_SECCOMP: u64 = 22;
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const WNOHANG: u64 = 1;
@@ -128,6 +129,9 @@ pub(crate) fn forget() {
 
 /// The gated call.
 pub(crate) fn prctl(call: &Registers) -> i64 {
+    if call.rdi & 0xffff_ffff == PR_SET_SECCOMP {
+        STATE.restricted.store(1, SeqCst);
+    }
     if call.rdi & 0xffff_ffff != PR_SET_CHILD_SUBREAPER || STATE.active.load(SeqCst) == 0 {
         return call.raw();
     }

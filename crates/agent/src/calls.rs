@@ -97,6 +97,10 @@ pub(crate) fn known(call: &Registers) -> i64 {
         nr::MLOCKALL => mlockall(call),
         nr::PROCESS_MADVISE => process_madvise(call),
         nr::PRCTL => adoption::prctl(call),
+        nr::SECCOMP => {
+            STATE.restricted.store(1, SeqCst);
+            call.raw()
+        }
         nr::IOCTL => register(call),
         FUTEX => futex(call),
         _ => call.raw(),

@@ -6,30 +6,40 @@
 //! the agent can be loaded into it; if it cannot, the program gets its environment without the agent's two variables, and
 //! whatever else is in LD_PRELOAD stays. It runs as if nothing had been there, and is not managed, nor is what it executes.
 //!
-//! This runs between vfork and exec too, on a stack that may be posix_spawn's: nothing is written but that stack, no
-//! memory is mapped, every string is read by the kernel, since its answer to a bad address is the program's to hear.
-//! Whenever something is not understood the call is made as it was meant.
+//! What must not happen:
 //!
-//! Not seen: a program that is there and readable when it is looked at, and another one when it is executed.
+//! * *The program notices.* Closing a file drops the record locks that the process holds on it (fcntl(2)), however the
+//!   descriptor came to be: so the program's file is opened by a process of its own, see [`read_apart`].
+//! * *A filter kills it.* A program that has restricted its calls is left alone, whatever its loader says.
+//! * *Its stack is too small.* This runs on posix_spawn's stack and in signal handlers too: frames are kept short, and no
+//!   memory is mapped, which a vfork child would leave behind in its parent.
+//! * *Another answer.* Every string is read by the kernel; the answer to a bad address is the program's to hear.
+//!
+//! Whenever something is not understood the call is made as it was meant: the loader may complain then.
+
+use core::arch::global_asm;
 
 use crate::calls::Registers;
 use crate::link::close;
+use crate::spawn::children_stay_here;
+use crate::state::STATE;
 use crate::sys::{self, AT_FDCWD, O_CLOEXEC, PAGE, failed, nr, sys};
 
-/// Variables that are looked through; a longer environment goes on as it is.
+/// Variables of an environment that is changed; a longer one goes on as it is.
 const VARIABLES: usize = 768;
+/// Most have fewer, and need less of the stack.
+const FEW: usize = 96;
+/// Variables that are looked at together.
+const BATCH: usize = 16;
 /// Bytes of LD_PRELOAD.
 const TEXT: usize = 512;
-const PRELOAD: &[u8] = b"LD_PRELOAD=";
-const AGENT: &[u8] = b"PAGEFOLD_AGENT=";
+const PRELOAD: &[u8; 11] = b"LD_PRELOAD=";
+const AGENT: &[u8; 15] = b"PAGEFOLD_AGENT=";
 /// The end of the agent's path, behind a folder of [`FOLDER`] and 16 hex digits: see `broker/src/image.rs`.
 const FILE: &[u8] = b"/agent.so";
 const FOLDER: &[u8] = b"/pagefold-";
 const DIGITS: usize = 16;
 
-const O_NONBLOCK: u64 = 0o4000;
-const O_NOCTTY: u64 = 0o400;
-const R_OK: u64 = 4;
 const AT_EMPTY_PATH: u64 = 0x1000;
 const ST_NOEXEC: u64 = 8;
 const S_IFMT: u32 = 0o170_000;
@@ -37,7 +47,80 @@ const S_IFREG: u32 = 0o100_000;
 /// Class and machine that the agent is built for, in an ELF header.
 const CLASS_64: u8 = 2;
 const X86_64: [u8; 2] = [62, 0];
-const HEAD: usize = 256;
+/// Bytes of a file that are looked at.
+const HEAD: usize = 128;
+/// Scripts whose interpreter is a script: the kernel goes no further either.
+const SCRIPTS: u32 = 5;
+
+global_asm!(
+    // rdi: folder, rsi: path, rdx: buffer, rcx: its length. Returns the bytes read, or a negative error number.
+    //
+    // A process that shares the memory and not the descriptors opens, reads and ends. It touches no stack but the one
+    // word that its result goes to, so it needs none of its own; the caller waits until it has ended (CLONE_VFORK).
+    ".globl pagefold_read_apart",
+    ".hidden pagefold_read_apart",
+    "pagefold_read_apart:",
+    "push rbx",
+    "push r12",
+    "push r13",
+    "push r14",
+    "mov r12, rdi",
+    "mov r13, rsi",
+    "mov r14, rdx",
+    "mov rbx, rcx",
+    "push 0",
+    "mov eax, 56",     // clone
+    "mov edi, 0x4100", // CLONE_VM|CLONE_VFORK, no signal at its end
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r10d, r10d",
+    "xor r8d, r8d",
+    "syscall",
+    "test rax, rax",
+    "js 4f",
+    "jnz 3f",
+    "mov rdi, r12",
+    "mov rsi, r13",
+    "mov edx, 0x80900", // O_CLOEXEC|O_NONBLOCK|O_NOCTTY
+    "xor r10d, r10d",
+    "mov eax, 257", // openat
+    "syscall",
+    "test rax, rax",
+    "js 2f",
+    "mov rdi, rax",
+    "mov rsi, r14",
+    "mov rdx, rbx",
+    "xor r10d, r10d",
+    "mov eax, 17", // pread64
+    "syscall",
+    "2:",
+    "mov [rsp], rax",
+    "mov eax, 60", // exit
+    "xor edi, edi",
+    "syscall",
+    "ud2",
+    "3:",
+    "mov rdi, rax",
+    "xor esi, esi",
+    "mov edx, 0x40000000", // __WALL
+    "xor r10d, r10d",
+    "mov eax, 61", // wait4
+    "syscall",
+    "pop rax",
+    "jmp 5f",
+    "4:",
+    "add rsp, 8",
+    "5:",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "ret",
+);
+
+unsafe extern "C" {
+    fn pagefold_read_apart(folder: u64, path: u64, into: *mut u8, len: u64) -> i64;
+}
 
 /// The gated call: execve or execveat.
 pub(crate) fn execute(call: &Registers) -> i64 {
@@ -46,6 +129,10 @@ pub(crate) fn execute(call: &Registers) -> i64 {
     } else {
         (call.rdi, call.rsi, call.r10, call.r8)
     };
+    // What is not there is asked for often: along PATH.
+    if STATE.has_filters() || !is_regular(folder, path, flags) {
+        return call.raw();
+    }
     let mut text = [0_u8; TEXT];
     let Some((preload, len)) = find_preload(variables, &mut text) else { return call.raw() };
     let Some(agent) = agent_in(&text[..len]) else { return call.raw() };
@@ -53,76 +140,132 @@ pub(crate) fn execute(call: &Registers) -> i64 {
         return call.raw();
     }
     take_out(&mut text, len, agent);
-    execute_without(call, variables, preload, &text).unwrap_or_else(|| call.raw())
+    let few = execute_without::<FEW>(call, variables, preload, &text);
+    few.or_else(|| execute_without::<VARIABLES>(call, variables, preload, &text)).unwrap_or_else(|| call.raw())
 }
 
 /// The call with an environment that lacks the agent's variables, and has another LD_PRELOAD if anything is left of it.
-/// A frame of its own: a signal handler's stack may be small, and most programs take the agent. `None` if the environment
-/// is too large.
+/// `None` if there is no room for it.
 #[inline(never)]
-fn execute_without(call: &Registers, variables: u64, preload: u64, text: &[u8; TEXT]) -> Option<i64> {
-    let pid = sys::getpid();
-    let mut list = [0_u64; VARIABLES + 1];
-    let (mut at, mut kept) = (variables, 0);
-    loop {
-        let mut variable = word(pid, at)?;
-        at += 8;
-        if variable == preload {
-            if text[PRELOAD.len()] == 0 {
-                continue;
-            }
-            variable = text.as_ptr() as u64;
-        } else if variable != 0 && starts_with(pid, variable, AGENT) {
-            continue;
-        }
+fn execute_without<const ROOM: usize>(
+    call: &Registers,
+    variables: u64,
+    preload: u64,
+    text: &[u8; TEXT],
+) -> Option<i64> {
+    let mut list = [0_u64; ROOM];
+    let mut kept = 0;
+    let mut whole = true;
+    for_variables(variables, |variable, start| {
+        let new = match variable == preload {
+            true if text[PRELOAD.len()] == 0 => return true,
+            true => text.as_ptr() as u64,
+            false if start == AGENT => return true,
+            false => variable,
+        };
         // The last place is for the end.
-        *list.get_mut(kept)? = variable;
-        if variable == 0 {
-            break;
+        whole = kept + 1 < ROOM;
+        if whole {
+            list[kept] = new;
+            kept += 1;
         }
-        kept += 1;
+        whole
+    })?;
+    if !whole {
+        return None;
     }
     let list = list.as_ptr() as u64;
     let call = if call.rax == nr::EXECVE { Registers { rdx: list, ..*call } } else { Registers { r10: list, ..*call } };
     Some(call.raw())
 }
 
-/// The address of LD_PRELOAD in an environment; it is copied to `text`, with its length. The first one counts.
-fn find_preload(variables: u64, text: &mut [u8; TEXT]) -> Option<(u64, usize)> {
+/// Calls `each` with every variable of an environment and its first bytes (zeros if they cannot be read), until it says
+/// no. `None` if the environment cannot be read.
+fn for_variables(variables: u64, mut each: impl FnMut(u64, &[u8; AGENT.len()]) -> bool) -> Option<()> {
     let pid = sys::getpid();
-    for index in 0..VARIABLES as u64 {
-        let variable = word(pid, variables.checked_add(8 * index)?).filter(|variable| *variable != 0)?;
-        if starts_with(pid, variable, PRELOAD) {
-            return read_string(pid, variable, text).map(|len| (variable, len));
+    let mut at = variables;
+    loop {
+        let mut words = [0_u64; BATCH];
+        // Up to the next page, which may not be there; a word that lies across is read as one.
+        let here = ((PAGE - at % PAGE) / 8).clamp(1, BATCH as u64) as usize;
+        let local = [words.as_mut_ptr() as u64, 8 * here as u64];
+        if read_from(pid, local, &[[at, 8 * here as u64]]) != 8 * here {
+            return None;
         }
+        let end = words[..here].iter().position(|word| *word == 0);
+        let count = end.unwrap_or(here);
+        let mut starts = [[0_u8; AGENT.len()]; BATCH];
+        read_starts(pid, &words[..count], &mut starts);
+        for (variable, start) in words[..count].iter().zip(&starts) {
+            if !each(*variable, start) {
+                return Some(());
+            }
+        }
+        if end.is_some() {
+            return Some(());
+        }
+        at = at.checked_add(8 * here as u64)?;
     }
-    None
 }
 
-fn word(pid: u32, address: u64) -> Option<u64> {
-    let mut word = [0_u8; 8];
-    sys::read_own(pid, address, &mut word).then(|| u64::from_le_bytes(word))
+/// Reads the first bytes of some strings. What ends right before memory that is not there is shorter than what is looked
+/// for, and stays zeros.
+fn read_starts(pid: u32, strings: &[u64], into: &mut [[u8; AGENT.len()]; BATCH]) {
+    let mut done = 0;
+    while done < strings.len() {
+        let mut remote = [[0, AGENT.len() as u64]; BATCH];
+        for (remote, string) in remote.iter_mut().zip(&strings[done..]) {
+            remote[0] = *string;
+        }
+        let count = strings.len() - done;
+        let local = [into[done].as_mut_ptr() as u64, (count * AGENT.len()) as u64];
+        let read = read_from(pid, local, &remote[..count]) / AGENT.len();
+        if read < count
+            && let Some(partly) = into.get_mut(done + read)
+        {
+            *partly = [0; AGENT.len()];
+        }
+        done += read + 1;
+    }
 }
 
-/// What ends before it is as long is not what it is compared with; nor does it matter then that more was read.
-fn starts_with(pid: u32, string: u64, start: &[u8]) -> bool {
-    let mut read = [0_u8; AGENT.len()];
-    let read = &mut read[..start.len()];
-    sys::read_own(pid, string, read) && read == start
+/// Reads this process's memory without dereferencing it. How many bytes came.
+fn read_from(pid: u32, local: [u64; 2], remote: &[[u64; 2]]) -> usize {
+    let (local, count) = ((&raw const local) as u64, remote.len() as u64);
+    // SAFETY: the kernel writes at most as much as the caller's buffer has, whose address and length `local` is.
+    let read = unsafe { sys!(nr::PROCESS_VM_READV, pid.into(), local, 1, remote.as_ptr() as u64, count, 0) };
+    usize::try_from(read).unwrap_or(0)
+}
+
+/// The address of LD_PRELOAD in an environment; it is copied to `text`, with its length. The last one counts.
+fn find_preload(variables: u64, text: &mut [u8; TEXT]) -> Option<(u64, usize)> {
+    let mut found = None;
+    for_variables(variables, |variable, start| {
+        if start.starts_with(PRELOAD) {
+            found = Some(variable);
+        }
+        true
+    })?;
+    let found = found?;
+    read_string(sys::getpid(), found, text).map(|len| (found, len))
 }
 
 /// True if the agent's file can be loaded from here.
 fn is_there(text: &mut [u8; TEXT], (start, end): (usize, usize)) -> bool {
     let behind = core::mem::replace(&mut text[end], 0);
-    let path = (&raw const text[start]) as u64;
+    // Nobody has locks on it.
+    // SAFETY: the kernel reads the path, which ends with a zero byte now.
+    let fd = unsafe { sys!(nr::OPENAT, AT_FDCWD, (&raw const text[start]) as u64, O_CLOEXEC) };
+    text[end] = behind;
+    if failed(fd) {
+        return false;
+    }
     // struct statfs: the flags are its eleventh word.
     let mut about = [0_u64; 15];
-    // SAFETY: the kernel reads the path, which ends with a zero byte now, and writes a struct statfs of 120 bytes.
-    let there = unsafe {
-        sys!(nr::FACCESSAT, AT_FDCWD, path, R_OK) == 0 && sys!(nr::STATFS, path, about.as_mut_ptr() as u64) == 0
-    };
-    text[end] = behind;
-    there && about[10] & ST_NOEXEC == 0
+    // SAFETY: the kernel writes a struct statfs of 120 bytes.
+    let known = unsafe { sys!(nr::FSTATFS, fd as u64, about.as_mut_ptr() as u64) } == 0;
+    close(fd as i32);
+    known && about[10] & ST_NOEXEC == 0
 }
 
 /// Takes the agent out of LD_PRELOAD, with a separator.
@@ -170,17 +313,24 @@ fn read_string(pid: u32, address: u64, into: &mut [u8; TEXT]) -> Option<usize> {
 
 /// True unless the program, or the interpreter of a script, is one whose loader cannot load the agent.
 fn takes_agent(folder: u64, path: u64, flags: u64) -> bool {
+    if !children_stay_here() {
+        return true;
+    }
     let mut head = [0_u8; HEAD];
-    let len = read_head(folder, path, flags, &mut head);
-    let Some(line) = head[..len].strip_prefix(b"#!") else { return fits(&head[..len]) };
-    let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let Some(start) = line.iter().position(|byte| !blank(byte)) else { return true };
-    let name = line[start..].split(blank).next().unwrap_or_default();
-    let (mut interpreter, mut head) = ([0_u8; HEAD], [0_u8; HEAD]);
-    interpreter[..name.len()].copy_from_slice(name);
-    let len = read_head(AT_FDCWD, interpreter.as_ptr() as u64, 0, &mut head);
-    fits(&head[..len])
+    let mut len = read_head(folder, path, flags, &mut head);
+    for _ in 0..SCRIPTS {
+        let Some(line) = head[..len].strip_prefix(b"#!") else { return fits(&head[..len]) };
+        // A name that is cut off is another one.
+        let Some(end) = line.iter().position(|byte| *byte == b'\n') else { return true };
+        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let Some(start) = line[..end].iter().position(|byte| !blank(byte)) else { return true };
+        let name = line[start..end].split(blank).next().unwrap_or_default();
+        let mut interpreter = [0_u8; HEAD];
+        interpreter[..name.len()].copy_from_slice(name);
+        let path = interpreter.as_ptr() as u64;
+        len = if is_regular(AT_FDCWD, path, 0) { read_head(AT_FDCWD, path, 0, &mut head) } else { 0 };
+    }
+    true
 }
 
 /// What is no ELF file fails by itself, or is something that only the kernel knows.
@@ -188,24 +338,28 @@ fn fits(head: &[u8]) -> bool {
     !head.starts_with(b"\x7fELF") || head.get(4) == Some(&CLASS_64) && head.get(18..20) == Some(&X86_64[..])
 }
 
-/// The first bytes of a regular file; none of one that cannot be read, such as a program that may only be executed.
-fn read_head(folder: u64, path: u64, flags: u64, into: &mut [u8; HEAD]) -> usize {
+/// What a device or a pipe does when it is opened is not to happen here.
+fn is_regular(folder: u64, path: u64, flags: u64) -> bool {
     let mut stat = [0_u64; 18];
     // SAFETY: the kernel reads the path and writes a struct stat of 144 bytes.
     let known = unsafe { sys!(nr::NEWFSTATAT, folder, path, stat.as_mut_ptr() as u64, flags) } == 0;
-    // The mode is the first half of the fourth word. What a device does when it is opened is not to happen here.
-    if !known || stat[3] as u32 & S_IFMT != S_IFREG {
-        return 0;
+    // The mode is the first half of the fourth word.
+    known && stat[3] as u32 & S_IFMT == S_IFREG
+}
+
+/// The first bytes of a regular file; none of one that cannot be read, such as a program that may only be executed.
+fn read_head(folder: u64, path: u64, flags: u64, into: &mut [u8; HEAD]) -> usize {
+    let mut got = -1;
+    if flags & AT_EMPTY_PATH != 0 {
+        // Perhaps the program's own descriptor is the file. Then the path is empty; otherwise this is a folder, or nothing.
+        // SAFETY: the kernel writes into the buffer.
+        got = unsafe { sys!(nr::PREAD64, folder, into.as_mut_ptr() as u64, into.len() as u64, 0) };
     }
-    // SAFETY: the kernel reads the path.
-    let fd = unsafe { sys!(nr::OPENAT, folder, path, O_CLOEXEC | O_NONBLOCK | O_NOCTTY) };
-    // An empty path: the program's own descriptor is the file.
-    let own = failed(fd) && flags & AT_EMPTY_PATH != 0;
-    let file = if own { folder } else { fd as u64 };
-    // SAFETY: the kernel writes into the buffer; a negative number is no descriptor.
-    let got = unsafe { sys!(nr::PREAD64, file, into.as_mut_ptr() as u64, into.len() as u64, 0) };
-    if !failed(fd) {
-        close(fd as i32);
+    if failed(got) {
+        let mask = sys::block_signals();
+        // SAFETY: the kernel reads the path and writes into the buffer.
+        got = unsafe { pagefold_read_apart(folder, path, into.as_mut_ptr(), into.len() as u64) };
+        sys::restore_signals(mask);
     }
     usize::try_from(got).unwrap_or(0)
 }
@@ -223,8 +377,8 @@ mod tests {
 
     /// What is left of a value of LD_PRELOAD; `None` if the agent is not found in it.
     fn left_of(value: &str) -> Option<String> {
-        let strings = ["A=b\0".into(), std::format!("LD_PRELOAD={value}\0"), "PAGEFOLD_AGENT=x:y\0".into()];
-        let strings: [String; 3] = strings;
+        let strings: [String; 3] =
+            ["A=b\0".into(), std::format!("LD_PRELOAD={value}\0"), "PAGEFOLD_AGENT=x:y\0".into()];
         let [other, preload, agent] = strings.each_ref().map(|text| text.as_ptr() as u64);
         let variables = [other, agent, preload, 0];
         let mut text = [0; TEXT];
@@ -252,9 +406,49 @@ mod tests {
         }
         assert_eq!(left_of(&std::format!("{}{IMAGE}", "a:".repeat(TEXT / 2))), None, "too long");
         let mut text = [0; TEXT];
-        for variables in [0, 8, [1_u64; 2 * VARIABLES].as_ptr() as u64] {
+        for variables in [0, 8, u64::MAX, u64::MAX - 7] {
             assert!(find_preload(variables, &mut text).is_none());
         }
+    }
+
+    #[test]
+    fn a_file_is_read_by_another_process() {
+        let mut head = [0; HEAD];
+        let read = |path: &core::ffi::CStr, head: &mut _| read_head(AT_FDCWD, path.as_ptr() as u64, 0, head);
+        assert_eq!(read(c"/proc/self/exe", &mut head), HEAD);
+        assert!(head.starts_with(b"\x7fELF\x02"));
+        assert_eq!(read(c"/no/such/file", &mut head), 0);
+        assert_eq!(read(c"/dev", &mut head), 0);
+        // Nobody is left.
+        // SAFETY: no status is asked for.
+        assert_eq!(unsafe { sys!(nr::WAIT4, u64::MAX, 0, 0x4000_0001_u64, 0) }, -sys::errno::ECHILD);
+    }
+
+    #[test]
+    fn strings_that_end_where_memory_ends_are_read() {
+        // SAFETY: a free place of the kernel's choice; its second page is given back.
+        let page = unsafe { sys::mmap(0, 2 * PAGE, 3, sys::MAP_PRIVATE | sys::MAP_ANONYMOUS, -1, 0).unwrap() };
+        // SAFETY: mapped above.
+        unsafe { sys!(nr::MUNMAP, page + PAGE, PAGE) };
+        let put = |at: u64, text: &[u8]| {
+            // SAFETY: inside the page.
+            unsafe { core::ptr::copy_nonoverlapping(text.as_ptr(), at as *mut u8, text.len()) };
+            at
+        };
+        let short = put(page + PAGE - 4, b"A=b\0");
+        let preload = std::format!("LD_PRELOAD={IMAGE}\0");
+        let preload = put(page + PAGE - 100, preload.as_bytes());
+        let agent = put(page + 1000, b"PAGEFOLD_AGENT=1\0");
+        let list: std::vec::Vec<u64> = core::iter::repeat_n(short, 40).chain([8, preload, agent, short, 0]).collect();
+        let mut seen = std::vec::Vec::new();
+        for_variables(list.as_ptr() as u64, |variable, start| {
+            seen.push(variable);
+            assert_eq!((start == AGENT, start.starts_with(PRELOAD)), (variable == agent, variable == preload));
+            true
+        })
+        .unwrap();
+        assert_eq!(seen, list[..list.len() - 1]);
+        assert!(for_variables(page + PAGE - 8, |_, _| true).is_none(), "no end");
     }
 
     #[test]

@@ -98,6 +98,20 @@ pub(crate) fn learn_filters() {
     STATE.filters.store(filters().unwrap_or(0), SeqCst);
 }
 
+/// False once the program has asked for its next children to be in a process name space of their own: the first of them is
+/// the name space's first process, and when that one ends nobody can be made in there any more. Also if that cannot be
+/// told.
+pub(crate) fn children_stay_here() -> bool {
+    let identity = |path: &core::ffi::CStr| {
+        let mut stat = [0_u64; 18];
+        // SAFETY: the kernel reads the path and writes a struct stat of 144 bytes: first of all device and inode.
+        let known = unsafe { sys!(nr::NEWFSTATAT, sys::AT_FDCWD, path.as_ptr() as u64, stat.as_mut_ptr() as u64, 0) };
+        (known == 0).then_some([stat[0], stat[1]])
+    };
+    let here = identity(c"/proc/self/ns/pid");
+    here.is_some() && here == identity(c"/proc/self/ns/pid_for_children")
+}
+
 /// True if there is a helper, and it was not killed. Its number may exist for long after that; the broker says in the
 /// control area that it is gone.
 pub(crate) fn helper_lives() -> bool {
@@ -115,7 +129,9 @@ pub(crate) fn start_helper() -> bool {
     if STATE.unwilling.load(SeqCst) != 0 {
         return false;
     }
-    if filters().unwrap_or(0) != STATE.filters.load(SeqCst) {
+    // Not asked where asking may be deadly.
+    let restricted = STATE.restricted.load(SeqCst) != 0 || filters().unwrap_or(0) != STATE.filters.load(SeqCst);
+    if restricted || !children_stay_here() {
         STATE.unwilling.store(unwilling::HERE, SeqCst);
         return false;
     }

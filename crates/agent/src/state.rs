@@ -66,6 +66,9 @@ pub(crate) struct State {
     pub(crate) unwilling: AtomicU32,
     /// Filters on system calls that were there at the start.
     pub(crate) filters: AtomicU64,
+    /// Not 0 once the program has restricted its own calls: from then on any call that it would not make itself may be
+    /// its last.
+    pub(crate) restricted: AtomicU32,
     /// [`stop`] bits raised before there was a control area.
     pub(crate) early_stop: AtomicU32,
     /// Address of the main thread's clear_child_tid word, 0 if unknown.
@@ -85,6 +88,7 @@ pub(crate) static STATE: State = State {
     helper: AtomicU32::new(0),
     unwilling: AtomicU32::new(0),
     filters: AtomicU64::new(0),
+    restricted: AtomicU32::new(0),
     early_stop: AtomicU32::new(0),
     tid_word: AtomicU64::new(0),
     address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
@@ -100,6 +104,11 @@ impl State {
         let address = self.control.load(SeqCst);
         // SAFETY: the area was mapped by the helper for as long as this address space lives, and holds only atomics.
         (address != 0).then(|| unsafe { &*(address as *const Control) })
+    }
+
+    /// True if calls go through filters, the program's own or those of where it runs.
+    pub(crate) fn has_filters(&self) -> bool {
+        self.restricted.load(SeqCst) != 0 || self.filters.load(SeqCst) != 0
     }
 
     /// Announces the control area.

@@ -40,7 +40,7 @@ pub(crate) mod nr {
     pub(crate) const GETPPID: u64 = 110;
     pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;
-    pub(crate) const STATFS: u64 = 137;
+    pub(crate) const FSTATFS: u64 = 138;
     pub(crate) const SCHED_SETSCHEDULER: u64 = 144;
     pub(crate) const MLOCK: u64 = 149;
     pub(crate) const MLOCKALL: u64 = 151;
@@ -53,7 +53,6 @@ pub(crate) mod nr {
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const OPENAT: u64 = 257;
     pub(crate) const NEWFSTATAT: u64 = 262;
-    pub(crate) const FACCESSAT: u64 = 269;
     pub(crate) const PRLIMIT64: u64 = 302;
     pub(crate) const PROCESS_VM_READV: u64 = 310;
     pub(crate) const SECCOMP: u64 = 317;

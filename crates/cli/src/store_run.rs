@@ -111,6 +111,12 @@ pub(crate) fn unmanageable(program: impl AsRef<Path>) -> Option<String> {
     }
 }
 
+/// True for a program whose loader would say on stderr that it cannot load the agent.
+fn complains(program: impl AsRef<Path>) -> bool {
+    let class = proof::resolve_program(program.as_ref()).map(|program| program.class);
+    matches!(class, Ok(proof::Class::NoAgent(proof::Reason::ThirtyTwoBit | proof::Reason::Machine { .. })))
+}
+
 /// Starts the command, managed if that can be had.
 fn start(args: &RunArgs, ready: &Ready, say: &dyn Fn(&str)) -> Result<(Option<Managed>, Launched), LaunchError> {
     let outer = OuterRun::find();
@@ -160,7 +166,9 @@ fn spawn(
     layout: Layout,
 ) -> Result<Launched, LaunchError> {
     let mut launch = ready.launch(&args.command)?;
-    if let Some(managed) = managed {
+    if args.command.first().is_some_and(complains) {
+        without_agent(launch.command());
+    } else if let Some(managed) = managed {
         managed.enter_from(&mut launch, outer);
     }
     // ksmd must not compete for the same pages; a kernel without KSM has nothing to switch off.

@@ -95,6 +95,10 @@ fn programs_of_32_bits() {
     testing::write_program(temp.join("script"), format!("#! {} word\n", temp.join("narrow")));
     fs::set_permissions(temp.join("script"), Permissions::from_mode(0o755)).unwrap();
     runs_alike(&folder, "\"$0/script\"; echo $?", "7\n");
+    // As the command itself.
+    let run = output(&["--scope", "all"], &[&temp.join("narrow")]);
+    assert_eq!(run.status.code(), Some(7));
+    assert!(said(&run).contains("32-bit") && !said(&run).contains("ld.so"), "{}", said(&run));
     // By its descriptor, and what a member preloads by itself is its own.
     let by_descriptor = "import os; os.execve(os.open(os.sys.argv[1], os.O_RDONLY), [\"x\"], os.environ)";
     runs_alike(&folder, &format!("{PYTHON} -c '{by_descriptor}' \"$0/narrow\"; echo $?"), "7\n");
@@ -117,4 +121,85 @@ fn members_preload_what_they_like() {
     }
     // Without an environment nothing is managed, and nothing is wrong.
     runs_alike(&folder, "env -i /bin/sh -c 'echo bare'", "bare\n");
+}
+
+/// Seen to fail: looking at a program's file dropped the record locks that its process held on it.
+#[test]
+fn who_executes_itself_keeps_its_locks() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("locks");
+    // A program that opens nothing of what it is itself.
+    testing::copy_program("/usr/bin/env", temp.join("program"));
+    let check = "import fcntl, os, sys\n\
+        try: fcntl.lockf(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)\n\
+        except OSError: sys.exit(7)";
+    // The lock is seen by another process.
+    let second = format!("import subprocess, sys; print(subprocess.run([\"{PYTHON}\", *sys.argv[1:]]).returncode)");
+    let first = "import fcntl, os, sys\n\
+        file = os.open(sys.argv[1], os.O_RDONLY)\n\
+        fcntl.lockf(file, fcntl.LOCK_SH)\n\
+        os.set_inheritable(file, True)\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
+    for (name, text) in [("check.py", check), ("second.py", &second), ("first.py", first)] {
+        fs::write(temp.join(name), text).unwrap();
+    }
+    let script = format!("cd \"$0\"; exec {PYTHON} first.py ./program {PYTHON} second.py check.py ./program");
+    runs_alike(&temp.join(""), &script, "7\n");
+}
+
+/// Kills itself at any call that the gate could make of its own accord, and executes a program that makes none of them.
+const RESTRICTED: &str = r#"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define DENY(nr) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (nr), 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
+int main(int count, char **words) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        DENY(SYS_getpid), DENY(SYS_process_vm_readv), DENY(SYS_newfstatat), DENY(SYS_openat), DENY(SYS_pread64),
+        DENY(SYS_fstatfs), DENY(SYS_clone), DENY(SYS_wait4), DENY(SYS_close), DENY(SYS_rt_sigprocmask),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof code / sizeof *code, code };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (count > 2 ? syscall(SYS_seccomp, 1, 0, &program) : prctl(PR_SET_SECCOMP, 2, &program)) return 1;
+    execv(words[1], words + 1);
+    return 2;
+}
+"#;
+
+/// Seen to fail: a filter of its own killed the program when it executed another.
+#[test]
+fn who_has_restricted_itself_may_execute() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("restricted");
+    let leaves = LEAVES.replace("int $0x80", "syscall").replace("\"a\"(1), \"b\"(7)", "\"a\"(60), \"D\"(7)");
+    let bare = ["-nostdlib", "-static", "-fno-stack-protector"];
+    let Some(_) = temp.compile("leaves", &leaves, &bare) else { return };
+    let Some(_) = temp.compile("restricted", RESTRICTED, &[]) else { return };
+    let folder = temp.join("");
+    runs_alike(&folder, "\"$0/restricted\" \"$0/leaves\"; echo $?", "7\n");
+    runs_alike(&folder, "\"$0/restricted\" \"$0/leaves\" more; echo $?", "7\n");
+}
+
+/// The first process that is made after `unshare -p` is the first of a process name space, and with its end nobody can be
+/// made there any more: it must be one of the program's.
+#[test]
+fn the_first_process_of_a_name_space_is_the_programs_own() {
+    if !can_merge() || !is_root() {
+        return;
+    }
+    let temp = Temp::new("first");
+    let folder = temp.join("");
+    runs_alike(&folder, "unshare -p sh -c 'sh -c \"echo \\$\\$\"; echo here'", "1\nhere\n");
+    let old = "import subprocess, time; held = bytearray(20 << 20); time.sleep(1.5); more = bytearray(20 << 20); \
+        time.sleep(0.5); subprocess.run([\"sh\", \"-c\", \"echo $$\"])";
+    runs_alike(&folder, &format!("unshare -p {PYTHON} -c '{old}'"), "1\n");
 }
