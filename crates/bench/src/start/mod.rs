@@ -69,7 +69,10 @@ impl Judge for Trusting {
     }
 }
 
-/// A broker in this process that manages everything and merges nothing.
+/// Programs are looked at so often. Nothing of what they hold has an equal.
+const STABLE: Duration = Duration::from_secs(1);
+
+/// A broker in this process that manages everything, and finds nothing to merge.
 struct Whole {
     broker: BrokerHandle,
     files: AgentFiles,
@@ -77,7 +80,7 @@ struct Whole {
 
 impl Whole {
     fn start() -> Result<Self> {
-        let settings = Settings { scope: Scope::All(Arc::new(Trusting)), stable: None, ..Settings::default() };
+        let settings = Settings { scope: Scope::All(Arc::new(Trusting)), stable: Some(STABLE), ..Settings::default() };
         Ok(Self { broker: Broker::start(settings)?, files: AgentFiles::write()? })
     }
 
