@@ -130,7 +130,7 @@ pub(crate) fn forget() {
 /// The gated call.
 pub(crate) fn prctl(call: &Registers) -> i64 {
     if call.rdi & 0xffff_ffff == PR_SET_SECCOMP {
-        STATE.restricted.store(1, SeqCst);
+        return STATE.restricts(call.raw());
     }
     if call.rdi & 0xffff_ffff != PR_SET_CHILD_SUBREAPER || STATE.active.load(SeqCst) == 0 {
         return call.raw();

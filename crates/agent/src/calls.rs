@@ -97,10 +97,8 @@ pub(crate) fn known(call: &Registers) -> i64 {
         nr::MLOCKALL => mlockall(call),
         nr::PROCESS_MADVISE => process_madvise(call),
         nr::PRCTL => adoption::prctl(call),
-        nr::SECCOMP => {
-            STATE.restricted.store(1, SeqCst);
-            call.raw()
-        }
+        // Only strict mode and filters; the rest are questions.
+        nr::SECCOMP if call.rdi & 0xffff_ffff <= 1 => STATE.restricts(call.raw()),
         nr::IOCTL => register(call),
         FUTEX => futex(call),
         _ => call.raw(),

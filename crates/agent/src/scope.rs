@@ -133,7 +133,8 @@ fn count(call: &Registers) {
 
 /// Starts the helper if there is none and it is time. Whatever keeps it from coming is not tried again.
 fn begin_if_due() {
-    if STATE.control().is_some() || STATE.unwilling.load(SeqCst) != 0 || STATE.early_stop.load(SeqCst) != 0 {
+    let never = [&STATE.unwilling, &STATE.early_stop, &STATE.restricted].iter().any(|word| word.load(SeqCst) != 0);
+    if STATE.control().is_some() || never {
         return;
     }
     let due = ASKED_FOR.load(SeqCst) >= LARGE || sys::monotonic().wrapping_sub(BORN.load(SeqCst)) >= YOUNG_NS;

@@ -111,6 +111,15 @@ impl State {
         self.restricted.load(SeqCst) != 0 || self.filters.load(SeqCst) != 0
     }
 
+    /// Notes what came of a call by which a program restricts itself. Most of them fail: libraries ask in this way what the
+    /// kernel has.
+    pub(crate) fn restricts(&self, result: i64) -> i64 {
+        if !sys::failed(result) {
+            self.restricted.store(1, SeqCst);
+        }
+        result
+    }
+
     /// Announces the control area.
     pub(crate) fn set_control(&self, address: u64) {
         self.control.store(address, SeqCst);
