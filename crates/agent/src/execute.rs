@@ -185,13 +185,13 @@ fn for_variables(variables: u64, mut each: impl FnMut(u64, &[u8; AGENT.len()]) -
     let pid = sys::getpid();
     let mut at = variables;
     loop {
-        let mut words = [0_u64; BATCH];
+        let mut words = [[0_u8; 8]; BATCH];
         // Up to the next page, which may not be there; a word that lies across is read as one.
         let here = ((PAGE - at % PAGE) / 8).clamp(1, BATCH as u64) as usize;
-        let local = [words.as_mut_ptr() as u64, 8 * here as u64];
-        if read_from(pid, local, &[[at, 8 * here as u64]]) != 8 * here {
+        if !sys::read_own(pid, at, words[..here].as_flattened_mut()) {
             return None;
         }
+        let words = words.map(u64::from_le_bytes);
         let end = words[..here].iter().position(|word| *word == 0);
         let count = end.unwrap_or(here);
         let mut starts = [[0_u8; AGENT.len()]; BATCH];
@@ -218,8 +218,8 @@ fn read_starts(pid: u32, strings: &[u64], into: &mut [[u8; AGENT.len()]; BATCH])
             remote[0] = *string;
         }
         let count = strings.len() - done;
-        let local = [into[done].as_mut_ptr() as u64, (count * AGENT.len()) as u64];
-        let read = read_from(pid, local, &remote[..count]) / AGENT.len();
+        let room = into[done..strings.len()].as_flattened_mut();
+        let read = sys::read_pieces(pid, room, &remote[..count]) / AGENT.len();
         if read < count
             && let Some(partly) = into.get_mut(done + read)
         {
@@ -227,14 +227,6 @@ fn read_starts(pid: u32, strings: &[u64], into: &mut [[u8; AGENT.len()]; BATCH])
         }
         done += read + 1;
     }
-}
-
-/// Reads this process's memory without dereferencing it. How many bytes came.
-fn read_from(pid: u32, local: [u64; 2], remote: &[[u64; 2]]) -> usize {
-    let (local, count) = ((&raw const local) as u64, remote.len() as u64);
-    // SAFETY: the kernel writes at most as much as the caller's buffer has, whose address and length `local` is.
-    let read = unsafe { sys!(nr::PROCESS_VM_READV, pid.into(), local, 1, remote.as_ptr() as u64, count, 0) };
-    usize::try_from(read).unwrap_or(0)
 }
 
 /// The address of LD_PRELOAD in an environment; it is copied to `text`, with its length. The last one counts.

@@ -326,11 +326,16 @@ pub(crate) unsafe fn free(address: u64, len: u64) {
 
 /// Reads the program's memory without dereferencing it: what is gone gives `false`, not a signal.
 pub(crate) fn read_own(pid: u32, address: u64, into: &mut [u8]) -> bool {
+    let len = into.len();
+    read_pieces(pid, into, &[[address, len as u64]]) == len
+}
+
+/// The same of several pieces, each an address and a length, one behind the other; how many bytes came before the first
+/// that cannot be read.
+pub(crate) fn read_pieces(pid: u32, into: &mut [u8], pieces: &[[u64; 2]]) -> usize {
     let local = [into.as_mut_ptr() as u64, into.len() as u64];
-    let remote = [address, into.len() as u64];
+    let (at, count) = (pieces.as_ptr() as u64, pieces.len() as u64);
     // SAFETY: the kernel writes at most `into.len()` bytes into `into`.
-    let read = unsafe {
-        sys!(nr::PROCESS_VM_READV, pid.into(), (&raw const local) as u64, 1, (&raw const remote) as u64, 1, 0)
-    };
-    read == into.len() as i64
+    let read = unsafe { sys!(nr::PROCESS_VM_READV, pid.into(), (&raw const local) as u64, 1, at, count, 0) };
+    usize::try_from(read).unwrap_or(0)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
+use crate::broker::BrokerHandle;
 use crate::error::BrokerError;
 
 /// A launcher has made and locked its folder within this time.
@@ -112,6 +113,14 @@ impl AgentFiles {
     /// and whatever they execute would otherwise hear the loader complain.
     pub fn leave(self) {
         let _kept = std::mem::ManuallyDrop::new(self);
+    }
+
+    /// The value of the environment variable `PAGEFOLD_AGENT` that leads an agent to a broker. `all`: the broker chooses
+    /// what is managed.
+    #[must_use]
+    pub fn variable(&self, broker: &BrokerHandle, all: bool) -> String {
+        let (token, scope) = (broker.token(), if all { "all:" } else { "" });
+        format!("{}:{:016x}{:016x}:{scope}{}", broker.name(), token.0, token.1, self.sites().display())
     }
 
     /// The table of system-call sites.

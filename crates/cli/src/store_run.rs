@@ -303,20 +303,13 @@ impl Managed {
             preload.push(":");
             preload.push(own);
         }
-        launch.command().env("LD_PRELOAD", preload).env(AGENT_VARIABLE, self.variable());
+        launch.command().env("LD_PRELOAD", preload).env(AGENT_VARIABLE, self.files.variable(&self.broker, self.all));
     }
 
     /// # Errors
     /// That the broker has ended.
     pub(crate) fn summary(&self) -> anyhow::Result<broker::Summary> {
         self.broker.summary().context("the broker has ended")
-    }
-
-    fn variable(&self) -> String {
-        let sites = self.files.sites();
-        let token = self.broker.token();
-        let scope = if self.all { "all:" } else { "" };
-        format!("{}:{:016x}{:016x}:{scope}{}", self.broker.name(), token.0, token.1, sites.display())
     }
 }
 

@@ -74,14 +74,8 @@ impl Stand {
     /// This binary as a victim.
     pub(crate) fn command(&self, victim: &str) -> Command {
         let mut command = plain_command(victim);
-        let token = self.broker.token();
-        let sites = self.files.sites();
-        let scope = if self.all { "all:" } else { "" };
         command.env("LD_PRELOAD", self.files.image());
-        command.env(
-            "PAGEFOLD_AGENT",
-            format!("{}:{:016x}{:016x}:{scope}{}", self.broker.name(), token.0, token.1, sites.display()),
-        );
+        command.env("PAGEFOLD_AGENT", self.files.variable(&self.broker, self.all));
         command
     }
 

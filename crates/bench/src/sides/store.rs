@@ -36,12 +36,7 @@ impl Store {
 
     /// Leads the agent into a command.
     pub fn lead_in(&self, command: &mut Command) {
-        let token = self.broker.token();
-        let sites = self.files.sites();
-        command.env("LD_PRELOAD", self.files.image()).env(
-            "PAGEFOLD_AGENT",
-            format!("{}:{:016x}{:016x}:{}", self.broker.name(), token.0, token.1, sites.display()),
-        );
+        command.env("LD_PRELOAD", self.files.image()).env("PAGEFOLD_AGENT", self.files.variable(&self.broker, false));
     }
 
     /// Waits until there are so many members.

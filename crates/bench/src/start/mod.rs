@@ -85,11 +85,7 @@ impl Whole {
     }
 
     fn enter(&self, command: &mut Command) {
-        let token = self.broker.token();
-        command.env("LD_PRELOAD", self.files.image()).env(
-            "PAGEFOLD_AGENT",
-            format!("{}:{:016x}{:016x}:all:{}", self.broker.name(), token.0, token.1, self.files.sites().display()),
-        );
+        command.env("LD_PRELOAD", self.files.image()).env("PAGEFOLD_AGENT", self.files.variable(&self.broker, true));
     }
 }
 
