@@ -13,7 +13,7 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
@@ -268,8 +268,10 @@ pub struct Control {
     pub stop: AtomicU32,
     /// Process id of the program.
     pub member: AtomicU32,
-    /// Process id of the helper, 0 before it is ready and after it has left.
+    /// Process id of the helper, 0 before it is ready and after it has left, or after what it held is back.
     pub helper: AtomicU32,
+    /// Not 0 once the broker has taken it in. Before that it touches nothing, and nobody would give anything back.
+    pub joined: AtomicU32,
     /// Doorbell: incremented for every message or request to the helper, which sleeps on it.
     pub bell: AtomicU32,
     /// Incremented by the gate for every call that changes a managed range's mapping or properties.

@@ -51,6 +51,8 @@ impl Registers {
 }
 
 pub(crate) const USER_END: u64 = 1 << 47;
+/// How many helpers are asked, each of which is killed before it has answered.
+pub(crate) const HELPERS: u32 = 3;
 /// How often the mappings are read that must be known.
 const LOOKS: u32 = 3;
 const FUTEX: u64 = nr::FUTEX;
@@ -405,21 +407,28 @@ pub(crate) fn ring() {
 }
 
 /// Gives every merged page of a range its own copy back, content kept. The helper does it, with the pages frozen: the
-/// calling thread must hold neither the gate nor the table. A child of fork that gets no helper may do it by itself.
-/// `false` if it could not be done, above all because no helper lives: then the pages stay as they are.
+/// calling thread must hold neither the gate nor the table. One that is killed meanwhile is replaced; a child of fork that
+/// gets no helper may do it by itself. `false` if it could not be done, above all because no helper lives: then the pages
+/// stay as they are.
 pub(crate) fn unmerge(start: u64, end: u64) -> bool {
-    if STATE.control().is_none() {
+    for _ in 0..HELPERS {
         if STATE.table.next_merged(start, end).is_none() {
             return true;
         }
-        // A forked child: it has the marks of its parent, but no helper.
-        if scope::is_own() {
-            bring_helper(|table| Some(table.lock()));
+        let Some(control) = served() else { break };
+        if ask_helper(control, start, end) {
+            return true;
+        }
+        if is_served(control) {
+            return false;
         }
     }
-    let Some(control) = STATE.control().filter(|control| is_served(control)) else {
-        return alone::unmerge(start, end);
-    };
+    // It may have left before it could do anything.
+    alone::unmerge(start, end)
+}
+
+/// `false` if the helper could not do it, or ended.
+fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
     take_turn(&control.ask.owner, |_| true);
     control.ask.start.store(start, SeqCst);
     control.ask.end.store(end, SeqCst);
@@ -436,12 +445,25 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
     };
     control.ask.state.store(ask::IDLE, SeqCst);
     end_turn(&control.ask.owner);
-    // It may have left before it could do anything.
-    done || !is_served(control) && alone::unmerge(start, end)
+    done
+}
+
+/// The control area of a helper that lives. Where there are merged pages and none lives one is brought in: a child of fork
+/// has its parent's marks and no helper, and one may have been killed. To be called with neither the gate nor the table.
+pub(crate) fn served() -> Option<&'static Control> {
+    let served = || STATE.control().filter(|control| is_served(control));
+    if let Some(control) = served() {
+        return Some(control);
+    }
+    if scope::is_own() {
+        bring_helper(|table| Some(table.lock()));
+    }
+    served()
 }
 
 /// Starts the helper, if there is none, under the table's lock; not at all if that is not to be had.
 pub(crate) fn bring_helper(lock: impl FnOnce(&'static Table) -> Option<Locked<'static>>) {
+    spawn::wait_for_burial();
     let mask = sys::block_signals();
     if let Some(locked) = lock(&STATE.table) {
         if spawn::start_helper() {

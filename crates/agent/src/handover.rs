@@ -70,6 +70,7 @@ fn mergeable(start: u64, end: u64) -> Adopted {
     if STATE.active.load(SeqCst) == 0 {
         return Adopted::NoHelper;
     }
+    spawn::wait_for_burial();
     let mask = sys::block_signals();
     let locked = STATE.table.lock();
     let adopted = if spawn::start_helper() { adopt_mapped(&locked, start, end) } else { Adopted::NoHelper };

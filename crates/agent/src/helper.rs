@@ -68,14 +68,17 @@ pub(crate) fn main(connect: fn() -> Option<Link>) {
     // From here on it moves pages.
     alone::is_shared();
     serve(&mut space, &link);
-    space.control.helper.store(0, SeqCst);
     leave();
 }
 
 /// Says that no helper is here any more, and wakes those who may have missed a wake-up through it.
 fn leave() {
     // The next one may be there already.
-    let _ = STATE.helper.compare_exchange(sys::getpid(), 0, SeqCst, SeqCst);
+    let pid = sys::getpid();
+    if let Some(control) = STATE.control() {
+        let _ = control.helper.compare_exchange(pid, 0, SeqCst, SeqCst);
+    }
+    let _ = STATE.helper.compare_exchange(pid, 0, SeqCst, SeqCst);
     let word = STATE.tid_word.load(SeqCst);
     if word != 0 {
         // SAFETY: the kernel looks an address up; nothing is read or written.
@@ -145,6 +148,7 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     }
     .then_some(())?;
     let Received::Message(Message::Ready { move_pages, .. }, counts) = receive(&link) else { return None };
+    control.joined.store(1, SeqCst);
     let mut space = Space {
         control,
         pid,

@@ -23,11 +23,13 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::control::{Control, code, stop};
 
 use crate::calls::{
-    Registers, USER_END, bring_helper, end_turn, is_served, known, publish, reach, take_turn, unmerge_all,
+    HELPERS, Registers, USER_END, bring_helper, end_turn, is_served, known, publish, reach, served, take_turn,
+    unmerge_all,
 };
 use crate::gate;
 use crate::handover::unmergeable;
 use crate::space::Space;
+use crate::spawn;
 use crate::state::{STATE, unwilling};
 use crate::sys::{self, MAP_ANONYMOUS, PROT_EXEC, advice, errno, failed, nr, sys};
 use crate::table::Table;
@@ -49,9 +51,15 @@ static OWNER: AtomicU32 = AtomicU32::new(0);
 static BORN: AtomicU64 = AtomicU64::new(0);
 /// Bytes of memory that it has asked for since, roughly: nobody has to be exact.
 static ASKED_FOR: AtomicU64 = AtomicU64::new(0);
+/// Helpers that were killed and replaced.
+static KILLED: AtomicU32 = AtomicU32::new(0);
+/// From then on each takes as long as the one before: half a minute.
+const KILLED_MAX: u32 = 5;
 
 /// Not 0 once the broker has admitted code that the program writes.
 static MAY_COMPILE: AtomicU32 = AtomicU32::new(0);
+/// Not 0 once everything has its own pages because of code that nobody knows. Nothing is merged after that.
+static LEFT_TO_CODE: AtomicU32 = AtomicU32::new(0);
 
 /// Where code comes from.
 enum Source {
@@ -66,6 +74,7 @@ pub(crate) fn begin_anew() {
     OWNER.store(sys::getpid(), SeqCst);
     BORN.store(sys::monotonic(), SeqCst);
     ASKED_FOR.store(0, SeqCst);
+    KILLED.store(0, SeqCst);
 }
 
 /// False in a vfork child, which runs in its parent's memory.
@@ -131,13 +140,16 @@ fn count(call: &Registers) {
     ASKED_FOR.fetch_add(bytes.min(LARGE), SeqCst);
 }
 
-/// Starts the helper if there is none and it is time. Whatever keeps it from coming is not tried again.
+/// Starts the helper if there is none and it is time. Whatever keeps it from coming is not tried again. One that was killed
+/// is replaced as a program gets its first one, and each next one later than the one before: whatever kills them may go on.
 fn begin_if_due() {
     let never = [&STATE.unwilling, &STATE.early_stop, &STATE.restricted].iter().any(|word| word.load(SeqCst) != 0);
-    if STATE.control().is_some() || never {
+    let killed = spawn::helper_was_killed();
+    if STATE.control().is_some() && !killed || never {
         return;
     }
-    let due = ASKED_FOR.load(SeqCst) >= LARGE || sys::monotonic().wrapping_sub(BORN.load(SeqCst)) >= YOUNG_NS;
+    let lives_since = sys::monotonic().wrapping_sub(BORN.load(SeqCst));
+    let due = ASKED_FOR.load(SeqCst) >= LARGE || lives_since >= YOUNG_NS << KILLED.load(SeqCst).min(KILLED_MAX);
     if !due || !is_own() {
         return;
     }
@@ -147,6 +159,11 @@ fn begin_if_due() {
         return;
     }
     bring_helper(Table::try_lock);
+    if killed {
+        KILLED.fetch_add(1, SeqCst);
+        ASKED_FOR.store(0, SeqCst);
+        BORN.store(sys::monotonic(), SeqCst);
+    }
 }
 
 fn is_limited(resource: u64) -> bool {
@@ -177,27 +194,27 @@ fn leave_to_ring() -> bool {
 /// Asks whether code may come. If nobody says yes, nothing is merged any more when this returns true; with false that
 /// could not be had.
 fn admit(source: &Source) -> bool {
-    if STATE.control().is_none() {
-        if STATE.table.next_merged(0, USER_END).is_none() {
-            // The broker judges what it finds once the helper has come.
-            return true;
-        }
-        // A child of fork that is too young for a helper has its parent's merged pages all the same.
-        if is_own() {
-            bring_helper(|table| Some(table.lock()));
-        }
-    }
-    let Some(control) = STATE.control() else { return leave_to_code() };
-    if control.stop.load(SeqCst) & stop::UNKNOWN_CODE != 0 {
+    if STATE.control().is_none() && STATE.table.next_merged(0, USER_END).is_none() {
+        // The broker judges what it finds once the helper has come.
         return true;
+    }
+    if STATE.early_stop.load(SeqCst) & stop::UNKNOWN_CODE != 0 {
+        // It was refused before if what was merged then could not be given back, and still cannot be.
+        return LEFT_TO_CODE.load(SeqCst) != 0 || leave_to_code();
     }
     if matches!(source, Source::Memory) && MAY_COMPILE.load(SeqCst) != 0 {
         return true;
     }
-    if ask(control, source) {
-        // An engine that may compile may go on to: each new piece of code would ask for itself.
-        MAY_COMPILE.fetch_or(u32::from(matches!(source, Source::Memory)), SeqCst);
-        return true;
+    for _ in 0..HELPERS {
+        let Some(control) = served() else { break };
+        if ask(control, source) {
+            // An engine that may compile may go on to: each new piece of code would ask for itself.
+            MAY_COMPILE.fetch_or(u32::from(matches!(source, Source::Memory)), SeqCst);
+            return true;
+        }
+        if is_served(control) {
+            break;
+        }
     }
     leave_to_code()
 }
@@ -206,7 +223,9 @@ fn admit(source: &Source) -> bool {
 /// more. `false` if that could not be had.
 fn leave_to_code() -> bool {
     STATE.stop(stop::UNKNOWN_CODE);
-    unmerge_all()
+    let plain = unmerge_all();
+    LEFT_TO_CODE.store(u32::from(plain), SeqCst);
+    plain
 }
 
 fn ask(control: &Control, source: &Source) -> bool {

@@ -15,6 +15,8 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 
+use abi::control::Control;
+
 use crate::state::{STATE, unwilling};
 use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
 use crate::{adoption, helper, link};
@@ -120,13 +122,43 @@ pub(crate) fn helper_lives() -> bool {
     helper != 0 && !buried && sys::exists(helper)
 }
 
+/// The process id of a helper that was killed, as far as can be seen: its number may exist for long after that.
+fn killed_helper(control: &Control) -> Option<u32> {
+    Some(control.helper.load(SeqCst)).filter(|helper| *helper != 0 && !sys::exists(*helper))
+}
+
+/// True if the helper was killed and what it held is not back yet. In its introduction it holds nothing.
+fn is_unburied() -> bool {
+    STATE.control().is_some_and(|control| killed_helper(control).is_some() && control.joined.load(SeqCst) != 0)
+}
+
+/// True if the helper was killed, and what it held is back: who leaves by himself takes his number along.
+pub(crate) fn helper_was_killed() -> bool {
+    STATE.helper.load(SeqCst) != 0 && !helper_lives() && !is_unburied()
+}
+
+/// Waits until the broker or the guardian has given back what a killed helper held. The next one has a gate of its own: a
+/// call that passed it would find pages frozen, and take what is empty along. To be called with neither the gate nor the
+/// table's lock. If nobody gives anything back, nobody is there who would have a helper either.
+pub(crate) fn wait_for_burial() {
+    const BURIED_WITHIN_NS: u64 = 5_000_000_000;
+    const LOOK_NS: u64 = 1_000_000;
+    let until = sys::monotonic().saturating_add(BURIED_WITHIN_NS);
+    while STATE.unwilling.load(SeqCst) == 0 && is_unburied() {
+        if sys::monotonic() > until {
+            STATE.unwilling.store(unwilling::HERE, SeqCst);
+        }
+        sys::sleep_ns(LOOK_NS);
+    }
+}
+
 /// Starts the helper, if there is none, and waits until the control area stands. To be called with the table's lock
-/// held and signals blocked.
+/// held and signals blocked, after [`wait_for_burial`].
 pub(crate) fn start_helper() -> bool {
     if STATE.control().is_some() && helper_lives() {
         return true;
     }
-    if STATE.unwilling.load(SeqCst) != 0 {
+    if is_unburied() || STATE.unwilling.load(SeqCst) != 0 {
         return false;
     }
     // Not asked where asking may be deadly.

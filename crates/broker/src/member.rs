@@ -12,14 +12,14 @@ use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
 use kernel::{
-    MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket, SharedMap,
-    Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
+    Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket,
+    SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
 use crate::attendant::{Attendants, Attended, Service};
 use crate::fitness::{unfit, unfit_whole};
-use crate::recovery::{Grounds, Recovered, recover, release};
+use crate::recovery::{Grounds, Recovered, nobody_lives, recover, release};
 use crate::scope::{Judge, own_code};
 use crate::view::View;
 use crate::wishes::RefusedKind;
@@ -55,6 +55,9 @@ pub(crate) enum Refused {
     Noticed,
     #[error("it broke off or sent something else")]
     Broken,
+    /// No refusal at all.
+    #[error("it ended before it was taken in")]
+    Ended,
     #[error(
         "userfaultfd is not to be had there (error {errno}): grant access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1"
     )]
@@ -324,6 +327,39 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     if version != control::VERSION {
         return Err(Refused::Version { version });
     }
+    let control_fd = fds.pop().ok_or(Refused::Broken)?;
+    let (area, same) = (map_control(&control_fd)?, map_control(&control_fd)?);
+    let claims = Claims { member, control, scratch, diverged_scratch };
+    let introduced = take_in(link, peer, &claims, (control_fd, area), host);
+    let broke_off = matches!(introduced, Err(Refused::Broken | Refused::NotInMember | Refused::Kernel(_)));
+    if broke_off && Pidfd::open(peer.pid).map_or(true, |helper| helper.exited().unwrap_or(true)) {
+        // Killed in the middle of it. Whoever asks it for something, or would start another one, is to know.
+        nobody_lives(&same);
+        return Err(Refused::Ended);
+    }
+    introduced
+}
+
+fn map_control(fd: &OwnedFd) -> Result<SharedMap<Control>, Refused> {
+    SharedMap::map(fd.as_fd()).map_err(Refused::kernel)
+}
+
+/// What a helper says of itself and its program.
+struct Claims {
+    member: u32,
+    control: u64,
+    scratch: u64,
+    diverged_scratch: u64,
+}
+
+fn take_in(
+    link: Seqpacket,
+    peer: Credentials,
+    claims: &Claims,
+    (control_fd, area): (OwnedFd, SharedMap<Control>),
+    host: Host<'_>,
+) -> Result<Member, Refused> {
+    let &Claims { member, control, scratch, diverged_scratch } = claims;
     if peer.pid.get() <= 0 {
         // From a process namespace that is not ours: 0 would mean this very process wherever it is used.
         return Err(Refused::OtherNamespace);
@@ -332,8 +368,6 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     if status::namespaces_below(peer.pid).map_err(Refused::kernel)? > 0 {
         return Err(Refused::OtherNamespace);
     }
-    let control_fd = fds.pop().ok_or(Refused::Broken)?;
-    let area = SharedMap::<Control>::map(control_fd.as_fd()).map_err(Refused::kernel)?;
     let pid = Pid(i32::try_from(member).map_err(|_too_large| Refused::Broken)?);
     let pidfd = Pidfd::open(pid).map_err(Refused::kernel)?;
     let helper_pidfd = match link.peer_pidfd() {

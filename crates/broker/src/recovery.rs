@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use abi::BATCH_MAX;
-use abi::control::{ask, journal};
+use abi::control::{Control, ask, journal};
 use kernel::{CopyOutcome, PagemapEntry, Pid, Range, Uffd, UffdError, Vaddr, futex_wake, maps, page_size};
 
 use crate::attendant::Attended;
@@ -88,13 +88,18 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
         journal.state.store(journal::IDLE, SeqCst);
     }
+    nobody_lives(control);
+    done
+}
+
+/// Says in a control area that its helper is gone and everything is back: whoever waits goes on.
+pub(crate) fn nobody_lives(control: &Control) {
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);
     let _ = futex_wake(&control.gate.writer, u32::MAX);
     if control.ask.state.compare_exchange(ask::ASKED, ask::FAILED, SeqCst, SeqCst).is_ok() {
         let _ = futex_wake(&control.ask.state, u32::MAX);
     }
-    done
 }
 
 /// One round. Ends early at a page that cannot be copied now: the others could not either.

@@ -184,6 +184,12 @@ fn hang() -> ! {
         let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
         text += &format!("\n{} {} {}", read("comm").trim(), read("wchan"), read("syscall").trim());
     }
+    if std::env::var_os("SOAK_HOLDS").is_some() {
+        eprintln!("torture {}: {text}", std::process::id());
+        loop {
+            std::thread::sleep(Duration::from_secs(60));
+        }
+    }
     fail(&text);
 }
 

@@ -158,16 +158,21 @@ fn d_8_the_helper_has_no_privileges() {
 
 /// The helper that shares a process's memory.
 pub(crate) fn helper_of(program: i32) -> i32 {
+    let helpers = helpers_of(program);
+    assert!(!helpers.is_empty(), "process {program} has no helper");
+    helpers[0]
+}
+
+/// All of them: one that has left may still be on its way out.
+pub(crate) fn helpers_of(program: i32) -> Vec<i32> {
     const KCMP_VM: i32 = 1;
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+    let is_helper = |id: &i32| {
         let name = std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
         // SAFETY: compares two processes.
-        if name == "pagefold-helper\n" && unsafe { libc::syscall(libc::SYS_kcmp, program, id, KCMP_VM, 0, 0) } == 0 {
-            return id;
-        }
-    }
-    panic!("process {program} has no helper");
+        name == "pagefold-helper\n" && unsafe { libc::syscall(libc::SYS_kcmp, program, *id, KCMP_VM, 0, 0) } == 0
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_helper).collect()
 }
 
 /// The program filters all its threads after its memory was merged.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::process::helpers_of;
 use crate::stand::Stand;
 use crate::victim::{Random, Region, Victim, fork, hear, page, pid, reap, tell, wait_until};
 
@@ -16,6 +17,8 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("whole_code", code),
     ("whole_child_code", child_code),
     ("whole_orphan", orphan),
+    ("whole_killed", killed),
+    ("whole_forsaken", forsaken),
     ("whole_ring", ring),
     ("whole_keys", keys),
     ("whole_limited", limited),
@@ -387,6 +390,86 @@ fn code_comes_when_the_broker_has_gone() {
     let mut victim = stand.start("whole_orphan");
     victim.expect("merged");
     let _ = stand.broker.ask(broker::Wish::Stop);
+    victim.say("go on");
+    victim.succeed();
+}
+
+/// Kills the helper, once there is one: any call through the gate may bring it.
+fn kill_helper() {
+    wait_until("a helper is there", || {
+        Region::map(1).unmap();
+        // SAFETY: sends a signal.
+        helpers_of(pid()).first().is_some_and(|helper| unsafe { libc::kill(*helper, libc::SIGKILL) } == 0)
+    });
+}
+
+/// Helpers are killed while everything is merged, and the program goes on at once.
+fn killed() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    for _ in 0..2 {
+        kill_helper();
+        bring("/proc/self/exe");
+        assert!(one.merged() >= LARGE - 40 && two.merged() >= LARGE - 8);
+        kill_helper();
+        let part = one.part(100, 120);
+        // SAFETY: locks pages, and unlocks them.
+        assert_eq!(unsafe { libc::mlock(part.pointer(0), part.len()) }, 0, "{}", std::io::Error::last_os_error());
+        assert!(part.stored().is_empty());
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::munlock(part.pointer(0), part.len()) }, 0);
+    }
+    // What comes later is merged as well.
+    kill_helper();
+    let three = Region::map(LARGE);
+    three.fill_from(FIRST);
+    wait_until("another helper merges", || {
+        Region::map(1).unmap();
+        three.merged() >= LARGE - 8
+    });
+    kill_helper();
+    bring_all(one, two);
+    three.check_from(FIRST);
+    bring("/bin/sh");
+}
+
+/// Seen to fail: while a helper that was killed had no successor, which was for ever, code that came was refused, and locks.
+#[test]
+fn a_killed_helper_is_replaced_at_once() {
+    use std::os::unix::fs::MetadataExt as _;
+    let stand = Stand::of_all(|file| {
+        let inode = file.and_then(|file| file.metadata().ok()).map(|about| about.ino());
+        inode != Some(std::fs::metadata("/bin/sh").unwrap().ino())
+    });
+    stand.run("whole_killed");
+}
+
+/// Broker and helper are both gone, everything is merged, and there are other threads: nobody can give pages back.
+fn forsaken() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    tell("merged");
+    hear();
+    kill_helper();
+    in_company(2, || {
+        for _ in 0..4 {
+            let error = try_to_bring("/bin/sh").expect_err("code came into merged memory");
+            assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
+            assert!(one.merged() >= LARGE - 8 && two.merged() >= LARGE - 8);
+        }
+    });
+    one.check_from(FIRST);
+    two.check_from(FIRST);
+}
+
+/// Seen to fail: what had been refused once was let in when it came again.
+#[test]
+fn who_asks_twice_hears_the_same() {
+    let stand = Stand::of_all(|_| true);
+    let mut victim = stand.start("whole_forsaken");
+    victim.expect("merged");
+    let _ = stand.broker.ask(broker::Wish::Stop);
+    wait_until("the broker is gone", || stand.broker.summary().is_err());
     victim.say("go on");
     victim.succeed();
 }
