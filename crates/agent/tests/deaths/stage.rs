@@ -252,7 +252,11 @@ impl<'a> Stage<'a> {
     }
 
     pub(crate) fn victim(&self, name: &str) -> Victim {
-        let player = Player::start(self.command("--victim"), name.to_owned());
+        self.victim_of(self.command("--victim"), name)
+    }
+
+    fn victim_of(&self, command: Command, name: &str) -> Victim {
+        let player = Player::start(command, name.to_owned());
         let ready = player.hear();
         let helper = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).map(Pid).expect("a helper's pid");
         assert_ne!(helper, Pid(0), "no helper came up");
@@ -398,6 +402,39 @@ impl<'a> Stage<'a> {
         self.end(&helpers);
         stopped
     }
+}
+
+/// A helper is killed with pages frozen, and nobody has given them back yet when the program asks for another one and moves
+/// its memory. Seen to fail: the call passed the new helper's gate, and moved the place without the pages.
+pub(crate) fn another_helper(image: &Image) {
+    let mut stopped = 0;
+    for step in [12, 25, 40] {
+        let mut stage = Stage::new(image);
+        let mut command = stage.command("--victim");
+        command.arg("--quiet");
+        let mut victim = stage.victim_of(command, "victim that asks for another helper");
+        victim.player.ask(&format!("arm 1 {step}"));
+        victim.player.ask("fill");
+        stopped += arrived(std::slice::from_ref(&victim));
+        let broker = Other::new(stage.broker.pid());
+        broker.kill(Signal::STOP);
+        victim.helper.kill(Signal::KILL);
+        victim.helper.wait_gone("the helper");
+        // As long as its number exists it could be one that lives.
+        signals::reap_others(victim.player.pid());
+        victim.player.send("move");
+        std::thread::sleep(Duration::from_millis(500));
+        broker.kill(Signal::CONT);
+        assert_eq!(victim.player.hear(), "done");
+        let answer = victim.player.ask("finish");
+        assert!(answer.starts_with("fine "), "step {step}: {answer}");
+        assert!(victim.player.end().success());
+        stage.broker.ask("summary");
+        let helper = victim.helper.clone();
+        drop(victim);
+        stage.end(&[helper]);
+    }
+    assert!(stopped > 0, "no helper stood still");
 }
 
 /// Waits until the helpers stand still, or have nothing more to do.

@@ -231,6 +231,20 @@ fn pipe_reader(memory: Memory) {
     }
 }
 
+/// Asks for another helper, and moves everything past its gate.
+fn move_away_and_back(memory: Memory) {
+    assert_eq!(memory.advise(0, PAGES, libc::MADV_MERGEABLE), 0, "MERGEABLE");
+    let (start, len) = (memory.0.cast::<c_void>(), PAGES * 4096);
+    // SAFETY: the victim's own memory, which nobody else touches meanwhile, and a place of the kernel's choice.
+    unsafe {
+        let place =
+            libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0);
+        for (from, to) in [(start, place), (place, start)] {
+            assert_eq!(libc::mremap(from, len, len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, to), to);
+        }
+    }
+}
+
 /// All that has to work afterwards, helper or not.
 fn finish(memory: Memory, threads: Vec<std::thread::JoinHandle<()>>) {
     OVER.store(true, SeqCst);
@@ -284,10 +298,10 @@ pub(crate) fn main() {
     let memory = Memory::new();
     assert_eq!(memory.advise(0, PAGES, libc::MADV_MERGEABLE), 0, "MERGEABLE");
     // No thread can be made while a helper stands still inside of the gate.
-    let mut threads: Vec<_> = [reader as fn(Memory), writer, pipe_reader, forker]
-        .into_iter()
-        .map(|run| std::thread::spawn(move || run(memory)))
-        .collect();
+    let quiet = std::env::args().any(|argument| argument == "--quiet");
+    let all: [fn(Memory); 4] = [reader, writer, pipe_reader, forker];
+    let mut threads: Vec<_> =
+        all.into_iter().filter(|_| !quiet).map(|run| std::thread::spawn(move || run(memory))).collect();
     say(&format!("ready {}", helper()));
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
@@ -311,6 +325,7 @@ pub(crate) fn main() {
                     memory.advise(0, PAGES, libc::MADV_UNMERGEABLE);
                 }));
             }
+            "move" => move_away_and_back(memory),
             "merged" => {
                 let answer = if merged(memory) { "merged" } else { "unmerged" };
                 say(answer);
