@@ -16,7 +16,7 @@ const KILL_PROCESS: u32 = 0x8000_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
 /// The calls of a batch, of the doorbell and of the socket.
-const ALLOWED: [u64; 19] = [
+const ALLOWED: [u64; 20] = [
     nr::IOCTL,
     nr::MMAP,
     nr::MUNMAP,
@@ -26,6 +26,7 @@ const ALLOWED: [u64; 19] = [
     nr::FUTEX,
     nr::RECVMSG,
     nr::SENDMSG,
+    nr::READ,
     nr::PREAD64,
     nr::FSTAT,
     nr::CLOSE,

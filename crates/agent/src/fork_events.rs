@@ -7,7 +7,7 @@ use abi::uapi::{UFFDIO_COPY, UffdioCopy};
 
 use crate::link;
 use crate::space::Space;
-use crate::sys::{self, errno};
+use crate::sys::{self, errno, nr, sys};
 
 /// How long a fork's event may stay unread once the broker is gone: the guardian reads it at once.
 const FORK_WITHIN_NS: u64 = 2_000_000_000;
@@ -60,6 +60,25 @@ impl Space {
 
     pub(crate) fn end_thaw(&self) {
         self.control.thawing.store(0, SeqCst);
+    }
+
+    /// Reads the events of forks that nobody else reads any more, so that whoever forked goes on. To be called with nothing
+    /// frozen: the children lack nothing then, and their descriptors are of no use.
+    pub(crate) fn dismiss_forks(&self) {
+        /// `struct uffd_msg`: what happened, and for a fork the child's descriptor.
+        const LEN: u64 = 32;
+        const EVENT_FORK: u64 = 0x13;
+        loop {
+            let mut message = [0_u64; LEN as usize / 8];
+            // SAFETY: the kernel writes one message.
+            let got = unsafe { sys!(nr::READ, self.uffd as u64, message.as_mut_ptr() as u64, LEN) };
+            if got != LEN as i64 {
+                return;
+            }
+            if message[0] & 0xff == EVENT_FORK {
+                link::close(message[1] as i32);
+            }
+        }
     }
 
     /// The kernel answers EAGAIN to every copy, before it looks at what is to be copied (here: nothing), while an event

@@ -319,10 +319,11 @@ fn is_needed() -> bool {
 }
 
 /// The broker goes. True if the helper is needed on, and no memory is registered any more: a fork of the program would
-/// wait for somebody who reads its event.
+/// wait for somebody who reads its event. One that waits already does so inside of the gate, which could not be closed.
 fn stays_alone(space: &mut Space) -> bool {
     const TRIES: u32 = 100;
     let mut release = |_| {
+        space.dismiss_forks();
         let released = gate::while_closed(space.control, |_| {
             let mut at = 0;
             while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
@@ -332,7 +333,13 @@ fn stays_alone(space: &mut Space) -> bool {
         });
         released.is_some()
     };
-    is_needed() && (0..TRIES).any(&mut release)
+    let released = is_needed() && (0..TRIES).any(&mut release);
+    if released {
+        // Whoever read the events may have been killed in the middle of it. Nobody has any to read from now on.
+        space.let_forks_pass();
+        space.control.filling.store(0, SeqCst);
+    }
+    released
 }
 
 /// True once the kernel has cleared the main thread's tid word: it ended, or the program execed.

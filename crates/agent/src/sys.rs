@@ -16,6 +16,7 @@ pub(crate) mod nr {
     pub(crate) const BRK: u64 = 12;
     pub(crate) const RT_SIGPROCMASK: u64 = 14;
     pub(crate) const IOCTL: u64 = 16;
+    pub(crate) const READ: u64 = 0;
     pub(crate) const PREAD64: u64 = 17;
     pub(crate) const SCHED_YIELD: u64 = 24;
     pub(crate) const MREMAP: u64 = 25;

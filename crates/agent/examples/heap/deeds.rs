@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::heap::{Block, Heap, ORPHANS};
+use crate::heap::{Block, Heap, ORPHANS, refused};
 use crate::{COUNTS, fail};
 
 /// One of them.
@@ -99,8 +99,7 @@ fn load(heap: &mut Heap) {
     unsafe {
         let library = libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
         if library.is_null() {
-            // As it may when helper and broker are both dead, and nobody can give pages back: the soak knows.
-            COUNTS.refused.fetch_add(1, SeqCst);
+            refused("dlopen");
             return;
         }
         if name == c"libm.so.6" {
@@ -239,10 +238,11 @@ fn leave_locked(heap: &mut Heap) {
     guarded.free();
 }
 
-/// Threads count under a mutex whose waiters the kernel lends its owner's priority.
+/// Threads count under a mutex, perhaps one whose owner the kernel lends its waiters' priority.
 fn contend(heap: &mut Heap) {
     const TURNS: u64 = 200;
-    let guarded = Guarded::new(libc::pthread_mutexattr_setprotocol, libc::PTHREAD_PRIO_INHERIT);
+    let protocol = if heap.lends { libc::PTHREAD_PRIO_INHERIT } else { libc::PTHREAD_PRIO_NONE };
+    let guarded = Guarded::new(libc::pthread_mutexattr_setprotocol, protocol);
     let threads = 2 + heap.dice.below(2);
     std::thread::scope(|scope| {
         for _ in 0..threads {

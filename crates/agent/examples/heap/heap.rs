@@ -154,7 +154,7 @@ impl Block {
                     let error = std::io::Error::last_os_error();
                     // As it may while no helper lives that could give pages back.
                     if error.raw_os_error() == Some(libc::ENOMEM) {
-                        COUNTS.refused.fetch_add(1, SeqCst);
+                        refused("mremap");
                         return;
                     }
                     fail(&format!("mremap: {error}"));
@@ -185,7 +185,7 @@ impl Block {
         // SAFETY: whole pages of the block.
         let done = unsafe { libc::madvise(self.start.add(first).cast(), count * PAGE, advice) };
         if done != 0 {
-            COUNTS.refused.fetch_add(1, SeqCst);
+            refused(&format!("madvise {advice}"));
             return;
         }
         match advice {
@@ -248,11 +248,13 @@ fn size(dice: &mut Dice) -> usize {
 pub(crate) struct Heap {
     pub(crate) blocks: Vec<Block>,
     pub(crate) dice: Dice,
+    /// Its mutexes have priority inheritance. One program of four: nothing is merged in it any more.
+    pub(crate) lends: bool,
 }
 
 impl Heap {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { blocks: Vec::new(), dice: Dice::new(seed) }
+        Self { blocks: Vec::new(), dice: Dice::new(seed), lends: false }
     }
 
     /// Mostly one of the youngest: what is old is to settle and be merged.
@@ -299,6 +301,7 @@ impl Heap {
 /// Until it is over.
 pub(crate) fn run(seed: u64, beat: &AtomicU64) {
     let mut heap = Heap::new(seed);
+    heap.lends = (seed / 100).is_multiple_of(4);
     while !OVER.load(SeqCst) {
         for _ in 0..heap.dice.below(40) {
             heap.step();
@@ -314,6 +317,15 @@ pub(crate) fn run(seed: u64, beat: &AtomicU64) {
     }
     heap.check_all("at the end");
     heap.blocks.into_iter().for_each(Block::free);
+}
+
+/// A call failed that needs a helper. The soak knows when that may be.
+pub(crate) fn refused(what: &str) {
+    let error = std::io::Error::last_os_error();
+    let status = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let stored = status.lines().filter(|line| line.contains("/memfd:pagefold")).count();
+    eprintln!("heap {}: {what} is refused: {error}; {stored} mappings of the store", std::process::id());
+    COUNTS.refused.fetch_add(1, SeqCst);
 }
 
 /// For `--for MS`: a program that is executed by one of these and soon over.

@@ -1,14 +1,30 @@
 //! The processes beside the victims: the host of a broker, and its guardian.
 
+use std::fs::File;
 use std::io::{BufRead as _, Write as _};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use broker::{Broker, CheckChoice, Settings};
-use kernel::{Pid, Pidfd, signals};
+use broker::{Broker, CheckChoice, Judge, Scope, Settings};
+use kernel::{Pid, Pidfd, Range, signals};
+
+/// Trusts everybody.
+#[derive(Debug)]
+struct Trusting;
+
+impl Judge for Trusting {
+    fn program(&self, _pid: Pid, _own: &[Range]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn admits(&self, _pid: Pid, _file: Option<&File>) -> bool {
+        true
+    }
+}
 
 /// Serves a partition until its standard input ends. Says how victims find it.
-pub(crate) fn broker() {
+pub(crate) fn broker(all: bool) {
     kernel::task::set_child_subreaper(true).unwrap();
     let check = match std::env::var("CHECK").as_deref() {
         Ok("collapse") => CheckChoice::Collapse,
@@ -18,6 +34,7 @@ pub(crate) fn broker() {
         // Long cycles: victims that fill their memory together are to be due together.
         stable: Some(Duration::from_millis(800)),
         check,
+        scope: if all { Scope::All(Arc::new(Trusting)) } else { Scope::Marked },
         // Whatever else the machine does meanwhile.
         runnable_per_cpu: u64::MAX,
         guardian: Some((std::env::current_exe().unwrap(), vec!["--guardian".to_owned()])),
@@ -25,7 +42,7 @@ pub(crate) fn broker() {
     };
     let broker = Broker::start(settings).unwrap();
     let token = broker.token();
-    println!("{}:{:016x}{:016x}", broker.name(), token.0, token.1);
+    println!("{}:{:016x}{:016x}{}", broker.name(), token.0, token.1, if all { ":all" } else { "" });
     std::io::stdout().flush().unwrap();
     std::thread::spawn(|| {
         loop {

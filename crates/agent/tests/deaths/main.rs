@@ -13,6 +13,7 @@ mod hostile;
 mod raw_fork;
 mod stage;
 mod victim;
+mod whole;
 
 use stage::{Death, Image, Kind, Stage};
 
@@ -27,7 +28,8 @@ fn main() {
     match arguments.first().map(String::as_str) {
         Some("--victim") => victim::main(),
         Some("--enemy") => hostile::enemy(&arguments[1..]),
-        Some("--broker") => host::broker(),
+        Some("--broker") => host::broker(arguments.len() > 1),
+        Some("--whole") => whole::main(),
         Some("--guardian") => host::guardian(&arguments[1..]),
         _ => tests(&arguments),
     }
@@ -53,8 +55,9 @@ fn tests(arguments: &[String]) {
             }
         }
     }
-    let another: (&str, fn(&Image)) = ("another-helper", stage::another_helper);
-    for (name, test) in std::iter::once(another).chain(hostile::TESTS) {
+    let others: [(&str, fn(&Image)); 2] =
+        [("another-helper", stage::another_helper), ("whole-forks", whole::forks_go_on)];
+    for (name, test) in others.into_iter().chain(hostile::TESTS) {
         if name.contains(filter.as_str()) {
             test(&image);
             println!("{name}: ok");

@@ -235,8 +235,17 @@ pub(crate) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     pub(crate) fn new(image: &'a Image) -> Self {
+        Self::with(image, &["--broker"])
+    }
+
+    /// Everything of its victims is managed, whoever they are.
+    pub(crate) fn of_all(image: &'a Image) -> Self {
+        Self::with(image, &["--broker", "all"])
+    }
+
+    fn with(image: &'a Image, role: &[&str]) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg("--broker");
+        command.args(role);
         let broker = Player::start(command, "broker".to_owned());
         let address = broker.hear();
         let guardian = Other::new(*children(broker.pid()).first().expect("the broker has a guardian"));
@@ -255,7 +264,7 @@ impl<'a> Stage<'a> {
         self.victim_of(self.command("--victim"), name)
     }
 
-    fn victim_of(&self, command: Command, name: &str) -> Victim {
+    pub(crate) fn victim_of(&self, command: Command, name: &str) -> Victim {
         let player = Player::start(command, name.to_owned());
         let ready = player.hear();
         let helper = ready.strip_prefix("ready ").and_then(|pid| pid.parse().ok()).map(Pid).expect("a helper's pid");

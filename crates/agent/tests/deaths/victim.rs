@@ -116,7 +116,7 @@ pub(crate) fn helper() -> u32 {
     status() as u32
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").unwrap();
     out.flush().unwrap();
