@@ -14,7 +14,8 @@ use crate::stage::{Image, Player, Stage};
 /// How long the broker may take to answer whoever asks beside an enemy.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
-type Test = fn(&Image);
+/// A test and the image it takes.
+pub(crate) type Test = fn(&Image);
 
 pub(crate) const TESTS: [(&str, Test); 9] = [
     ("hostile-garbage", |image| beside(image, "garbage", 1)),

@@ -55,7 +55,7 @@ fn tests(arguments: &[String]) {
             }
         }
     }
-    let others: [(&str, fn(&Image)); 2] =
+    let others: [(&str, hostile::Test); 2] =
         [("another-helper", stage::another_helper), ("whole-forks", whole::forks_go_on)];
     for (name, test) in others.into_iter().chain(hostile::TESTS) {
         if name.contains(filter.as_str()) {
