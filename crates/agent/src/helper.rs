@@ -39,8 +39,9 @@ use crate::sys::{advice, failed, nr, sys};
 const LOOK_UP_NS: u64 = 100_000_000;
 const PR_SET_NAME: u64 = 15;
 const RLIMIT_NOFILE: u64 = 7;
-/// For how long a piece is tried that somebody else holds or keeps changing: who asked waits, and hears an error else.
-const ASK_PATIENCE_NS: u64 = 200_000_000;
+/// For how long a piece is tried that somebody else holds or keeps changing: who asked waits, and hears an error else. On a
+/// machine with ten threads for each CPU, 0.2 s were too few: one of some hundred libraries could not be loaded.
+const ASK_PATIENCE_NS: u64 = 1_000_000_000;
 
 /// What the thread that starts the helper tells it, and hears.
 pub(crate) struct Setup {
