@@ -270,7 +270,7 @@ pub struct Control {
     pub member: AtomicU32,
     /// Process id of the helper, 0 before it is ready and after it has left, or after what it held is back.
     pub helper: AtomicU32,
-    /// Not 0 once the broker has taken it in. Before that it touches nothing, and nobody would give anything back.
+    /// Not 0 once the broker may have taken it in. Before that it touches nothing, and nobody would give anything back.
     pub joined: AtomicU32,
     /// Doorbell: incremented for every message or request to the helper, which sleeps on it.
     pub bell: AtomicU32,

@@ -245,8 +245,10 @@ fn let_code_in(fd: u64) -> bool {
     unmerge_all()
 }
 
-/// Un-merges every managed range. Something that keeps pages from being merged again must have been said before.
+/// Un-merges every managed range. Something that keeps pages from being merged again must have been said before. A batch
+/// that began before that is waited for: it is over when the gate can be passed.
 pub(crate) fn unmerge_all() -> bool {
+    gated(|_| ());
     let mut at = 0;
     while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
         if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
@@ -429,7 +431,15 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
 
 /// `false` if the helper could not do it, or ended.
 fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
-    take_turn(&control.ask.owner, |_| true);
+    /// How long one may take to introduce itself. The broker may be stopped.
+    const JOINED_WITHIN_NS: u64 = 5_000_000_000;
+    let tid = sys::gettid();
+    // A signal handler of the thread that asks cannot.
+    if !take_turn(&control.ask.owner, |owner| owner != tid) {
+        return false;
+    }
+    let until = sys::monotonic().saturating_add(JOINED_WITHIN_NS);
+    let goes_on = || is_served(control) && (control.joined.load(SeqCst) != 0 || sys::monotonic() <= until);
     control.ask.start.store(start, SeqCst);
     control.ask.end.store(end, SeqCst);
     control.ask.state.store(ask::ASKED, SeqCst);
@@ -437,7 +447,7 @@ fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
     let done = loop {
         match control.ask.state.load(SeqCst) {
             ask::DONE => break true,
-            ask::ASKED if is_served(control) => {
+            ask::ASKED if goes_on() => {
                 sys::futex_wait(&control.ask.state, ask::ASKED, 100_000_000);
             }
             _ => break false,
@@ -448,30 +458,34 @@ fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
     done
 }
 
-/// The control area of a helper that lives. Where there are merged pages and none lives one is brought in: a child of fork
-/// has its parent's marks and no helper, and one may have been killed. To be called with neither the gate nor the table.
+/// The control area of a helper that lives. One is brought in where there was none yet, as in a child of fork, or where it
+/// was killed; not where one has left by itself: the broker does not want it, or is gone. To be called with neither the
+/// gate nor the table.
 pub(crate) fn served() -> Option<&'static Control> {
     let served = || STATE.control().filter(|control| is_served(control));
     if let Some(control) = served() {
         return Some(control);
     }
-    if scope::is_own() {
+    let has_left = STATE.control().is_some() && STATE.helper.load(SeqCst) == 0;
+    if !has_left && scope::is_own() {
         bring_helper(|table| Some(table.lock()));
     }
     served()
 }
 
-/// Starts the helper, if there is none, under the table's lock; not at all if that is not to be had.
-pub(crate) fn bring_helper(lock: impl FnOnce(&'static Table) -> Option<Locked<'static>>) {
+/// Starts the helper, if there is none, under the table's lock; not at all if that is not to be had. True if there is one.
+pub(crate) fn bring_helper(lock: impl FnOnce(&'static Table) -> Option<Locked<'static>>) -> bool {
     spawn::wait_for_burial();
     let mask = sys::block_signals();
-    if let Some(locked) = lock(&STATE.table) {
-        if spawn::start_helper() {
+    let brought = lock(&STATE.table).is_some_and(|_locked| {
+        let up = spawn::start_helper();
+        if up {
             publish();
         }
-        drop(locked);
-    }
+        up
+    });
     sys::restore_signals(mask);
+    brought
 }
 
 /// True if a helper is there.
@@ -572,7 +586,7 @@ fn process_madvise(call: &Registers) -> i64 {
 
 /// UFFDIO_REGISTER: another user of userfaultfd (postcopy, snapshots) gets the range first, and whole.
 fn register(call: &Registers) -> i64 {
-    const TRIES: u32 = 20;
+    const TRIES: u32 = 5;
     let mut raw = [0_u8; size_of::<UffdioRegister>()];
     if STATE.table.is_empty() || !sys::read_own(sys::getpid(), call.rdx, &mut raw) {
         return call.raw();

@@ -9,11 +9,13 @@
 //!
 //! What if the writer dies inside? Only the broker or the guardian opens its gate, after the pages are back.
 
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use abi::control::{Control, GATE_SLOTS};
 
 use crate::sys;
+
+const LOOK_UP_NS: u64 = 1_000_000_000;
 
 /// A reader inside the gate.
 pub(crate) struct Reader<'a> {
@@ -23,7 +25,7 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Goes in; sleeps while the helper is inside, without a time limit: every batch ends, and whoever survives a
-    /// dead helper opens the gate.
+    /// dead helper opens the gate. Looks up now and then: whoever opens it may be killed before he has woken anybody.
     pub(crate) fn enter(control: &'a Control) -> Self {
         let tid = sys::gettid();
         let start = tid as usize % GATE_SLOTS;
@@ -35,7 +37,7 @@ impl<'a> Reader<'a> {
                 }
                 control.gate.slots[slot].store(0, SeqCst);
                 control.counters.gate_waits.fetch_add(1, SeqCst);
-                sys::futex_wait(&control.gate.writer, 1, 0);
+                sys::futex_wait(&control.gate.writer, 1, LOOK_UP_NS);
             } else {
                 turns += 1;
                 sys::let_others_run(turns);
@@ -85,6 +87,21 @@ pub(crate) fn close(control: &Control) -> bool {
         }
         // Killed inside. If the id was given to a new reader meanwhile, that one is alive and was not seen as gone.
         let _ = slot.compare_exchange(tid, 0, SeqCst, SeqCst);
+    }
+    true
+}
+
+/// Waits until nobody is inside of the gate of a helper before this one: a call there was looked at before this helper knew
+/// anything, and the next gate does not hold it up. `false` if somebody stays for too long.
+pub(crate) fn wait_until_left(control: &Control) -> bool {
+    const LEFT_WITHIN_NS: u64 = 10_000_000_000;
+    let until = sys::monotonic().saturating_add(LEFT_WITHIN_NS);
+    let lives = |slot: &AtomicU32| Some(slot.load(SeqCst)).is_some_and(|tid| tid != 0 && sys::exists(tid));
+    while control.gate.slots.iter().any(lives) {
+        if sys::monotonic() > until {
+            return false;
+        }
+        sys::sleep_ns(1_000_000);
     }
     true
 }

@@ -58,6 +58,7 @@ pub(crate) static SETUP: Setup =
 pub(crate) fn main(connect: fn() -> Option<Link>) {
     // SAFETY: names this process only.
     unsafe { sys!(nr::PRCTL, PR_SET_NAME, c"pagefold-helper".as_ptr() as u64, 0, 0, 0) };
+    let before = STATE.control();
     let Some((mut space, link)) = set_up(connect) else {
         if SETUP.ready.load(SeqCst) == 0 {
             SETUP.ready.store(2, SeqCst);
@@ -68,7 +69,9 @@ pub(crate) fn main(connect: fn() -> Option<Link>) {
     };
     // From here on it moves pages.
     alone::is_shared();
-    serve(&mut space, &link);
+    if before.is_none_or(gate::wait_until_left) {
+        serve(&mut space, &link);
+    }
     leave();
 }
 
@@ -122,9 +125,11 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     }
     link::close(control_fd);
     // From here on the gate uses the control area. Whoever handed the range over is waiting for it.
+    control.helper.store(pid, SeqCst);
     STATE.set_control(address);
     STATE.helper.store(pid, SeqCst);
-    control.helper.store(pid, SeqCst);
+    // What was said meanwhile went into the area before, or into none.
+    control.stop.fetch_or(STATE.early_stop.load(SeqCst), SeqCst);
     SETUP.ready.store(1, SeqCst);
     sys::futex_wake(&SETUP.ready);
 
@@ -136,6 +141,8 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         }
         _ => return None,
     };
+    // From the answer on the broker may have it for a member.
+    control.joined.store(1, SeqCst);
     let uffd = userfault(descriptor.filter(|_| device == 1));
     if let Some(fd) = descriptor {
         link::close(fd);
@@ -149,7 +156,6 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
     }
     .then_some(())?;
     let Received::Message(Message::Ready { move_pages, .. }, counts) = receive(&link) else { return None };
-    control.joined.store(1, SeqCst);
     let mut space = Space {
         control,
         pid,

@@ -145,11 +145,12 @@ fn count(call: &Registers) {
 fn begin_if_due() {
     let never = [&STATE.unwilling, &STATE.early_stop, &STATE.restricted].iter().any(|word| word.load(SeqCst) != 0);
     let killed = spawn::helper_was_killed();
-    if STATE.control().is_some() && !killed || never {
+    if never || STATE.control().is_some() && !killed {
         return;
     }
-    let lives_since = sys::monotonic().wrapping_sub(BORN.load(SeqCst));
-    let due = ASKED_FOR.load(SeqCst) >= LARGE || lives_since >= YOUNG_NS << KILLED.load(SeqCst).min(KILLED_MAX);
+    let times = KILLED.load(SeqCst).min(KILLED_MAX);
+    let asked_for = times == 0 && ASKED_FOR.load(SeqCst) >= LARGE;
+    let due = asked_for || sys::monotonic().wrapping_sub(BORN.load(SeqCst)) >= YOUNG_NS << times;
     if !due || !is_own() {
         return;
     }
@@ -158,10 +159,8 @@ fn begin_if_due() {
         STATE.unwilling.store(unwilling::HERE, SeqCst);
         return;
     }
-    bring_helper(Table::try_lock);
-    if killed {
+    if bring_helper(Table::try_lock) && killed {
         KILLED.fetch_add(1, SeqCst);
-        ASKED_FOR.store(0, SeqCst);
         BORN.store(sys::monotonic(), SeqCst);
     }
 }
@@ -224,7 +223,7 @@ fn admit(source: &Source) -> bool {
 fn leave_to_code() -> bool {
     STATE.stop(stop::UNKNOWN_CODE);
     let plain = unmerge_all();
-    LEFT_TO_CODE.store(u32::from(plain), SeqCst);
+    LEFT_TO_CODE.fetch_or(u32::from(plain), SeqCst);
     plain
 }
 

@@ -13,7 +13,7 @@
 //! helper came up the range is handed to the kernel instead; one that did come up sees whose child it is.
 
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::Control;
 
@@ -122,31 +122,35 @@ pub(crate) fn helper_lives() -> bool {
     helper != 0 && !buried && sys::exists(helper)
 }
 
-/// The process id of a helper that was killed, as far as can be seen: its number may exist for long after that.
-fn killed_helper(control: &Control) -> Option<u32> {
-    Some(control.helper.load(SeqCst)).filter(|helper| *helper != 0 && !sys::exists(*helper))
+/// True if the helper was killed and what it held is not back yet, as far as can be seen: its number may exist for long
+/// after that. In its introduction it holds nothing.
+fn is_unburied(control: &Control) -> bool {
+    let helper = control.helper.load(SeqCst);
+    helper != 0 && control.joined.load(SeqCst) != 0 && !sys::exists(helper)
 }
 
-/// True if the helper was killed and what it held is not back yet. In its introduction it holds nothing.
-fn is_unburied() -> bool {
-    STATE.control().is_some_and(|control| killed_helper(control).is_some() && control.joined.load(SeqCst) != 0)
-}
-
-/// True if the helper was killed, and what it held is back: who leaves by himself takes his number along.
+/// True if the helper was killed, and the broker has said that everything is back: who leaves by himself takes his number
+/// along. Without a system call, since this is asked in each call.
 pub(crate) fn helper_was_killed() -> bool {
-    STATE.helper.load(SeqCst) != 0 && !helper_lives() && !is_unburied()
+    STATE.helper.load(SeqCst) != 0 && STATE.control().is_some_and(|control| control.helper.load(SeqCst) == 0)
 }
 
 /// Waits until the broker or the guardian has given back what a killed helper held. The next one has a gate of its own: a
 /// call that passed it would find pages frozen, and take what is empty along. To be called with neither the gate nor the
-/// table's lock. If nobody gives anything back, nobody is there who would have a helper either.
+/// table's lock. Where nobody gives anything back in time that is not waited for again.
 pub(crate) fn wait_for_burial() {
     const BURIED_WITHIN_NS: u64 = 5_000_000_000;
     const LOOK_NS: u64 = 1_000_000;
+    /// The area whose burial has taken too long.
+    static GIVEN_UP: AtomicU64 = AtomicU64::new(0);
     let until = sys::monotonic().saturating_add(BURIED_WITHIN_NS);
-    while STATE.unwilling.load(SeqCst) == 0 && is_unburied() {
+    while let Some(control) = STATE.control().filter(|control| is_unburied(control)) {
+        let address = core::ptr::from_ref(control) as u64;
         if sys::monotonic() > until {
-            STATE.unwilling.store(unwilling::HERE, SeqCst);
+            GIVEN_UP.store(address, SeqCst);
+        }
+        if GIVEN_UP.load(SeqCst) == address {
+            return;
         }
         sys::sleep_ns(LOOK_NS);
     }
@@ -158,7 +162,7 @@ pub(crate) fn start_helper() -> bool {
     if STATE.control().is_some() && helper_lives() {
         return true;
     }
-    if is_unburied() || STATE.unwilling.load(SeqCst) != 0 {
+    if STATE.control().is_some_and(is_unburied) || STATE.unwilling.load(SeqCst) != 0 {
         return false;
     }
     // Not asked where asking may be deadly.

@@ -8,6 +8,7 @@ pub(crate) const PAGE: u64 = 1 << 12;
 /// System-call numbers of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 #[allow(missing_docs, reason = "the kernel's own names")]
 pub(crate) mod nr {
+    pub(crate) const READ: u64 = 0;
     pub(crate) const CLOSE: u64 = 3;
     pub(crate) const FSTAT: u64 = 5;
     pub(crate) const MMAP: u64 = 9;
@@ -16,7 +17,6 @@ pub(crate) mod nr {
     pub(crate) const BRK: u64 = 12;
     pub(crate) const RT_SIGPROCMASK: u64 = 14;
     pub(crate) const IOCTL: u64 = 16;
-    pub(crate) const READ: u64 = 0;
     pub(crate) const PREAD64: u64 = 17;
     pub(crate) const SCHED_YIELD: u64 = 24;
     pub(crate) const MREMAP: u64 = 25;

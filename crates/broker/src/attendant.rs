@@ -181,10 +181,11 @@ pub(crate) fn read_events(attended: &Attended) {
         match pidfd::poll_in(attended.uffd.as_fd(), Some(LOOK_UP)) {
             Ok(true) => {}
             Ok(false) => continue,
-            Err(_) => return,
+            Err(_) => std::thread::sleep(LOOK_UP),
         }
+        // A fork whose event is not read waits for ever, and nothing can be given back meanwhile.
         if !fill_children(attended) {
-            return;
+            std::thread::sleep(LOOK_UP);
         }
     }
 }

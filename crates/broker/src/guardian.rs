@@ -17,7 +17,7 @@ use kernel::{MemoryFile, Pagemap, Pid, Pidfd, RecvOutcome, SendOutcome, Seqpacke
 
 use crate::attendant::{Attended, read_events};
 use crate::member::Member;
-use crate::recovery::{Grounds, recover};
+use crate::recovery::{Grounds, nobody_lives, recover};
 use crate::room::thread;
 
 const WORDS: usize = 5;
@@ -166,6 +166,7 @@ fn look_after(ward: &Ward) {
     while recover(&ward.attended).lost > 0 && !ward.program.exited().unwrap_or(true) {
         std::thread::sleep(Duration::from_millis(50));
     }
+    nobody_lives(&ward.attended.control);
     ward.attended.over.store(true, SeqCst);
     let _ = reader.map(std::thread::JoinHandle::join);
 }

@@ -12,8 +12,8 @@ use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
 use kernel::{
-    Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket,
-    SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
+    Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome,
+    Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
@@ -26,6 +26,9 @@ use crate::wishes::RefusedKind;
 
 /// How long a helper may take for each step of its introduction. It is alive and has nothing else to do.
 const INTRODUCTION: Duration = Duration::from_secs(2);
+
+/// How long one that has broken off may take to end.
+const ENDING: Duration = Duration::from_millis(100);
 
 /// How long a helper that was killed may take to end.
 const BURIAL: Duration = Duration::from_secs(10);
@@ -55,8 +58,7 @@ pub(crate) enum Refused {
     Noticed,
     #[error("it broke off or sent something else")]
     Broken,
-    /// No refusal at all.
-    #[error("it ended before it was taken in")]
+    #[error("its helper was killed before it was taken in")]
     Ended,
     #[error(
         "userfaultfd is not to be had there (error {errno}): grant access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1"
@@ -267,6 +269,7 @@ impl Member {
             let (uffd, pid) = (&self.attended.uffd, self.attended.grounds.pid);
             // Everything: what has become unfit for merging since it was registered is not in the view any more.
             release(uffd, pid, Vaddr(0), Vaddr(ADDRESS_SPACE));
+            nobody_lives(self.control());
             self.attendants = None;
         }
         recovered
@@ -330,9 +333,19 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     let control_fd = fds.pop().ok_or(Refused::Broken)?;
     let (area, same) = (map_control(&control_fd)?, map_control(&control_fd)?);
     let claims = Claims { member, control, scratch, diverged_scratch };
+    let helper = match link.peer_pidfd() {
+        Ok(Some(pidfd)) => Ok(pidfd),
+        _ => Pidfd::open(peer.pid),
+    };
     let introduced = take_in(link, peer, &claims, (control_fd, area), host);
     let broke_off = matches!(introduced, Err(Refused::Broken | Refused::NotInMember | Refused::Kernel(_)));
-    if broke_off && Pidfd::open(peer.pid).map_or(true, |helper| helper.exited().unwrap_or(true)) {
+    let ended = match helper {
+        // Its socket goes before it counts as ended.
+        Ok(helper) if broke_off => helper.wait_exited(ENDING).unwrap_or(false),
+        Err(PidfdError::Gone) => broke_off,
+        _ => false,
+    };
+    if ended {
         // Killed in the middle of it. Whoever asks it for something, or would start another one, is to know.
         nobody_lives(&same);
         return Err(Refused::Ended);

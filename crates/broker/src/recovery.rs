@@ -50,8 +50,8 @@ const GIVE_BACK_PAUSE: Duration = Duration::from_millis(1);
 /// How long a child may take to be filled by whoever reads the fork events.
 const FILL_WITHIN: Duration = Duration::from_secs(1);
 
-/// Gives back what a dead helper held, and opens its gate. The helper must be known to be dead, and somebody must read
-/// the events of forks meanwhile: nothing can be copied while one waits.
+/// Gives back what a dead helper held; then its gate can be opened ([`nobody_lives`]). The helper must be known to be dead,
+/// and somebody must read the events of forks meanwhile: nothing can be copied while one waits.
 ///
 /// With `lost` pages nothing is settled, and calling it again is right: whoever touches a page that is not back goes on
 /// waiting, for as long as the descriptor is open.
@@ -88,11 +88,11 @@ pub(crate) fn recover(attended: &Attended) -> Recovered {
         release(uffd, grounds.pid, Vaddr(window.0), Vaddr(window.1));
         journal.state.store(journal::IDLE, SeqCst);
     }
-    nobody_lives(control);
     done
 }
 
-/// Says in a control area that its helper is gone and everything is back: whoever waits goes on.
+/// Says in a control area that its helper is gone and everything is back, and opens its gate: whoever waits goes on, and
+/// may start another helper at once.
 pub(crate) fn nobody_lives(control: &Control) {
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);

@@ -184,12 +184,13 @@ pub fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) ->
     }
 }
 
-/// Wakes up to `count` who sleep on `word`, in any process; returns how many there were.
+/// Wakes up to `count` who sleep on `word`, in any process; returns how many there were. The kernel takes the number with a
+/// sign, and wakes one for each that is below zero.
 ///
 /// # Errors
 /// What futex(2) says.
 pub fn futex_wake(word: &AtomicU32, count: u32) -> io::Result<usize> {
-    futex::wake(word, futex::Flags::empty(), count).map_err(Into::into)
+    futex::wake(word, futex::Flags::empty(), count.min(i32::MAX.cast_unsigned())).map_err(Into::into)
 }
 
 #[cfg(test)]
@@ -207,6 +208,27 @@ mod tests {
         assert_eq!((other[999].load(Ordering::SeqCst), other[0].load(Ordering::SeqCst)), (7, 0));
         let (area, _fd) = SharedMap::<abi::control::Control>::create("test").unwrap();
         area.magic.store(abi::control::MAGIC, Ordering::SeqCst);
+    }
+
+    /// Seen to fail: of several threads that waited for a gate which the broker opened one went on.
+    #[test]
+    fn everybody_is_woken() {
+        const SLEEPERS: usize = 3;
+        let (word, _fd) = SharedMap::<AtomicU32>::create("test").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..SLEEPERS {
+                scope.spawn(|| while matches!(futex_wait(&word, 0, None), Ok(WaitOutcome::Interrupted)) {});
+            }
+            let (mut woken, mut all_at_once) = (0, 0);
+            std::thread::sleep(Duration::from_millis(200));
+            while woken < SLEEPERS {
+                let count = futex_wake(&word, u32::MAX).unwrap();
+                woken += count;
+                all_at_once = all_at_once.max(count);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert!(all_at_once > 1, "one at a time");
+        });
     }
 
     #[test]

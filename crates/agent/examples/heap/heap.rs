@@ -322,8 +322,8 @@ pub(crate) fn run(seed: u64, beat: &AtomicU64) {
 /// A call failed that needs a helper. The soak knows when that may be.
 pub(crate) fn refused(what: &str) {
     let error = std::io::Error::last_os_error();
-    let status = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let stored = status.lines().filter(|line| line.contains("/memfd:pagefold")).count();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let stored = maps.lines().filter(|line| line.contains("/memfd:pagefold")).count();
     eprintln!("heap {}: {what} is refused: {error}; {stored} mappings of the store", std::process::id());
     COUNTS.refused.fetch_add(1, SeqCst);
 }

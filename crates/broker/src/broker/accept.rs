@@ -56,8 +56,9 @@ impl Broker {
                 }
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
                 let ended = match &introduced {
-                    Err(Refused::Ended) => true,
-                    Err(Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) => said.is_some_and(ends),
+                    Err(Refused::Ended | Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) => {
+                        said.is_some_and(ends)
+                    }
                     // Its code could not be read to the end.
                     Err(Refused::NotProven(_)) => said.is_some_and(has_no_memory),
                     _ => false,
