@@ -533,7 +533,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_the_kernel_said_and_no_number() {
         let source = std::io::Error::from(rustix::io::Errno::MFILE);
-        let refused = Refused::kernel(kernel::PidfdError::Open { pid: Pid(4711), source });
+        let refused = Refused::kernel(PidfdError::Open { pid: Pid(4711), source });
         assert_eq!(
             refused.to_string(),
             "cannot open a descriptor of that process: Too many open files (os error 24); raise ulimit -n"
