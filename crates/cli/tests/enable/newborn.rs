@@ -1,5 +1,7 @@
 //! Children of an enabled process are as it is, by birth: they are not disturbed.
 
+use std::time::{Duration, Instant};
+
 use crate::stand::{Running, pagefold};
 
 /// A line on stdin begins it: workers, one after the other, that each write more into a pipe than it holds, which a stop
@@ -35,7 +37,10 @@ fn children_that_are_enabled_by_birth_are_not_disturbed() {
         return;
     }
     assert_eq!(target.ask(""), "begun");
-    for _ in 0..15 {
+    // Long enough for some workers, however quick a call is.
+    let (begun, mut calls) = (Instant::now(), 0);
+    while calls < 15 || begun.elapsed() < Duration::from_secs(1) {
+        calls += 1;
         let said = pagefold(&["enable", "--children", &pid]);
         for process in said.document["processes"].as_array().unwrap() {
             assert_eq!(process["injections"], 0, "{said:?}");
