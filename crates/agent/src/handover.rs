@@ -6,7 +6,8 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use crate::calls::{Registers, gated, publish, ring, unmerge};
+use crate::ask::{release, ring, unmerge};
+use crate::calls::{Registers, gated, publish};
 use crate::elf::for_each_mapping;
 use crate::state::STATE;
 use crate::sys::{self, errno, nr, sys};
@@ -114,7 +115,8 @@ fn take_back(start: u64, end: u64) -> bool {
             plain
         });
         if done {
-            return true;
+            // It may have been registered for tracking up to here; from now on nobody does that.
+            return release(start, end);
         }
     }
     false

@@ -23,6 +23,7 @@
 
 mod adoption;
 mod alone;
+mod ask;
 mod calls;
 mod child;
 mod elf;

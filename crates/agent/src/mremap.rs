@@ -16,7 +16,8 @@
 
 use abi::mark::Keep;
 
-use crate::calls::{Registers, apply, gated, publish, span, unmerge};
+use crate::ask::unmerge;
+use crate::calls::{Registers, apply, gated, publish, span};
 use crate::elf::{Line, for_each_mapping};
 use crate::scope;
 use crate::state::STATE;

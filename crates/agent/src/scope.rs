@@ -22,10 +22,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::{Control, code, stop};
 
-use crate::calls::{
-    HELPERS, Registers, USER_END, bring_helper, end_turn, is_served, known, publish, reach, served, take_turn,
-    unmerge_all,
-};
+use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn};
+use crate::calls::{Registers, USER_END, known, publish, reach, unmerge_all};
 use crate::gate;
 use crate::handover::unmergeable;
 use crate::space::Space;

@@ -1,7 +1,9 @@
 //! V6, V7, V12, D-14: locked memory, memory that must not be replaced, and properties that mappings keep.
 
 use crate::stand::Stand;
-use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, page, tell, wait_until};
+use crate::victim::{
+    Region, Victim, errno, field_at, flags_at, merge_now, merge_pair, merged_pair, page, tell, wait_until,
+};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("properties", properties),
@@ -15,27 +17,6 @@ pub(crate) const VICTIMS: &[Victim] = &[
 
 const PAGES: usize = 24;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
-
-/// The flags in smaps of the mapping at an address.
-fn flags_at(address: usize) -> String {
-    field_at(address, "VmFlags:")
-}
-
-/// A line in smaps of the mapping at an address.
-fn field_at(address: usize, field: &str) -> String {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut inside = false;
-    for line in smaps.lines() {
-        if let Some((from, to)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
-            && let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
-        {
-            inside = (from..to).contains(&address);
-        } else if inside && line.starts_with(field) {
-            return line.to_owned();
-        }
-    }
-    String::new()
-}
 
 /// DONTFORK and DONTDUMP stay, set before the merge or after it, through un-merging and discarding.
 fn properties() {

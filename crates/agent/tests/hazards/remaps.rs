@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::mappings::readable;
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, errno, merge_densely, merge_now, merge_pair, page, tell};
+use crate::victim::{Random, Region, Victim, errno, flags_at, merge_densely, merge_now, merge_pair, page, tell};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("shrinks", shrinks),
@@ -209,23 +209,6 @@ fn d7_a_part_of_a_large_range_moves() {
     let stand = Stand::on_request();
     stand.run("parts_move");
     stand.assert_merged(pages(64) as u64);
-}
-
-/// Flags of a mapping, as smaps shows them.
-fn flags_at(address: usize) -> String {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("proc is mounted");
-    let mut inside = false;
-    for line in smaps.lines() {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let range = range
-            .and_then(|(from, to)| Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?)));
-        if let Some((from, to)) = range {
-            inside = from <= address && address < to;
-        } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
-            return flags.to_owned();
-        }
-    }
-    panic!("nothing is mapped at {address:#x}");
 }
 
 /// What was said about a range goes where it goes: properties, excluded pages, and which part of it was handed over.

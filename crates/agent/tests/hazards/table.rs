@@ -99,7 +99,8 @@ fn child(run: impl FnOnce() -> i32) -> i64 {
     if libc::WIFEXITED(status) { libc::WEXITSTATUS(status).into() } else { -100 - i64::from(status) }
 }
 
-fn userfaultfd(features: u64) -> i32 {
+/// A userfaultfd of the program's own.
+pub(crate) fn userfaultfd(features: u64) -> i32 {
     // SAFETY: makes a descriptor.
     let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) } as i32;
     let mut api = [0xaa_u64, features, 0];

@@ -305,3 +305,24 @@ pub(crate) fn reap(id: i32) {
     assert_eq!(got, id, "waitpid: {}", std::io::Error::last_os_error());
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "the child ended with {status:#x}");
 }
+
+/// The flags in smaps of the mapping at an address.
+pub(crate) fn flags_at(address: usize) -> String {
+    field_at(address, "VmFlags:")
+}
+
+/// A line in smaps of the mapping at an address.
+pub(crate) fn field_at(address: usize, field: &str) -> String {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        if let Some((from, to)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
+            && let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+        {
+            inside = (from..to).contains(&address);
+        } else if inside && line.starts_with(field) {
+            return line.to_owned();
+        }
+    }
+    String::new()
+}
