@@ -110,7 +110,7 @@ pub(crate) struct Member {
     pub(crate) pid: Pid,
     pub(crate) pidfd: Pidfd,
     pub(crate) helper: Pid,
-    helper_pidfd: Pidfd,
+    helper_pidfd: Arc<Pidfd>,
     pub(crate) link: Seqpacket,
     attended: Arc<Attended>,
     attendants: Option<Attendants>,
@@ -333,17 +333,23 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     let control_fd = fds.pop().ok_or(Refused::Broken)?;
     let (area, same) = (map_control(&control_fd)?, map_control(&control_fd)?);
     let claims = Claims { member, control, scratch, diverged_scratch };
+    if peer.pid.get() <= 0 {
+        // From a process namespace that is not ours: 0 would mean this very process wherever it is used.
+        return Err(Refused::OtherNamespace);
+    }
     let helper = match link.peer_pidfd() {
         Ok(Some(pidfd)) => Ok(pidfd),
         _ => Pidfd::open(peer.pid),
     };
-    let introduced = take_in(link, peer, &claims, (control_fd, area), host);
-    let broke_off = matches!(introduced, Err(Refused::Broken | Refused::NotInMember | Refused::Kernel(_)));
-    let ended = match helper {
-        // Its socket goes before it counts as ended.
-        Ok(helper) if broke_off => helper.wait_exited(ENDING).unwrap_or(false),
-        Err(PidfdError::Gone) => broke_off,
-        _ => false,
+    let (introduced, ended) = match helper.map(Arc::new) {
+        Ok(helper) => {
+            let introduced = take_in(link, peer, Arc::clone(&helper), &claims, (control_fd, area), host);
+            let broke_off = matches!(introduced, Err(Refused::Broken | Refused::NotInMember | Refused::Kernel(_)));
+            // Its socket goes before it counts as ended.
+            (introduced, broke_off && helper.wait_exited(ENDING).unwrap_or(false))
+        }
+        Err(PidfdError::Gone) => (Err(Refused::Ended), true),
+        Err(error) => (Err(Refused::kernel(error)), false),
     };
     if ended {
         // Killed in the middle of it. Whoever asks it for something, or would start another one, is to know.
@@ -368,25 +374,18 @@ struct Claims {
 fn take_in(
     link: Seqpacket,
     peer: Credentials,
+    helper: Arc<Pidfd>,
     claims: &Claims,
     (control_fd, area): (OwnedFd, SharedMap<Control>),
     host: Host<'_>,
 ) -> Result<Member, Refused> {
     let &Claims { member, control, scratch, diverged_scratch } = claims;
-    if peer.pid.get() <= 0 {
-        // From a process namespace that is not ours: 0 would mean this very process wherever it is used.
-        return Err(Refused::OtherNamespace);
-    }
     // It says a number of its own namespace, which here is nobody's or somebody else's.
     if status::namespaces_below(peer.pid).map_err(Refused::kernel)? > 0 {
         return Err(Refused::OtherNamespace);
     }
     let pid = Pid(i32::try_from(member).map_err(|_too_large| Refused::Broken)?);
     let pidfd = Pidfd::open(pid).map_err(Refused::kernel)?;
-    let helper_pidfd = match link.peer_pidfd() {
-        Ok(Some(pidfd)) => pidfd,
-        _ => Pidfd::open(peer.pid).map_err(Refused::kernel)?,
-    };
     let owner = status::read(pid).map_err(Refused::kernel)?;
     if owner.uid.effective != peer.uid {
         return Err(Refused::OtherUser { uid: owner.uid.effective });
@@ -442,7 +441,7 @@ fn take_in(
         pid,
         pidfd,
         helper: peer.pid,
-        helper_pidfd,
+        helper_pidfd: helper,
         link,
         attended,
         attendants: Some(attendants),

@@ -47,7 +47,8 @@ struct Report {
     helper_starts: [f64; 2],
     /// The same call where there is no agent.
     same_call: [f64; 2],
-    /// Private memory of a program that holds much, without and with agent and helper.
+    /// Anonymous memory of a program that holds much, without and with agent and helper: copies of patched code too, but
+    /// not the agent's file, which all programs share.
     private_bytes: [u64; 2],
     /// Address space of the same.
     address_space: [u64; 2],
@@ -151,7 +152,7 @@ impl StartCommand {
     }
 }
 
-/// Private memory and address space of a program that holds something, and pages that are managed of it.
+/// Anonymous memory and address space of a program that holds something, and pages that are managed of it.
 fn held(mut command: Command, broker: Option<&BrokerHandle>) -> Result<(u64, u64, u64)> {
     struct Killed(Child);
     impl Drop for Killed {
@@ -167,7 +168,7 @@ fn held(mut command: Command, broker: Option<&BrokerHandle>) -> Result<(u64, u64
     let rollup = smaps::rollup(pid)?;
     let space = smaps::read(pid)?.iter().map(|vma| vma.vma.range.len().get()).sum();
     let managed = broker.map_or(Ok(0), |broker| broker.summary().map(|summary| summary.pages_managed))?;
-    Ok((rollup.private_dirty.get(), space, managed))
+    Ok((rollup.anonymous.get(), space, managed))
 }
 
 /// The median, and the 90th of 100.
