@@ -5,6 +5,8 @@
 //! kills, starts new rounds, and sees that nothing hangs and that nothing is left behind.
 //!
 //! With `--allocator` they mark nothing and torture an allocator instead, managed whole.
+//!
+//! With `SOAK_HOLDS` in the environment a program in which a thread hangs says so and stays, to be looked at.
 
 mod allocator;
 mod processes;
