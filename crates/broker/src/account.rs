@@ -12,6 +12,7 @@ use page::SegmentId;
 use serde::Serialize;
 use store::Partition;
 
+use crate::left_alone::ByReason;
 use crate::member::Member;
 use crate::quiet::Quiet;
 use crate::view::Bits;
@@ -73,6 +74,8 @@ pub struct Summary {
     pub pages_managed: u64,
     /// Pages of ranges that were handed over and cannot be managed.
     pub pages_unfit: u64,
+    /// Anonymous memory in bytes that is never managed, by reason, where programs are managed whole.
+    pub left_alone: BTreeMap<&'static str, u64>,
     /// Store pages that are mapped somewhere.
     pub pages_shared: u64,
     /// Mappings of store pages beyond the first of each: pages saved.
@@ -182,6 +185,7 @@ pub(crate) struct Sample {
     pub(crate) processes: u64,
     pub(crate) managed: u64,
     pub(crate) unfit: u64,
+    pub(crate) left_alone: ByReason,
     /// Mappings of store pages that still show the store's page.
     mapped: u64,
     /// Distinct store pages among them.
@@ -210,6 +214,9 @@ pub(crate) fn sample(
         sample.processes += 1;
         sample.managed += view.pages();
         sample.unfit += view.unfit_pages;
+        for (why, bytes) in &view.left_alone {
+            *sample.left_alone.entry(why).or_default() += bytes;
+        }
         view.vmas = vmas.len() as u64;
         for vma in &vmas {
             let Some(file) = inodes.get(&vma.inode) else { continue };
@@ -318,6 +325,7 @@ impl Books<'_> {
             processes_ever: self.members_ever,
             pages_managed: sample.managed,
             pages_unfit: sample.unfit,
+            left_alone: sample.left_alone.clone(),
             pages_shared: sample.shared,
             pages_sharing: sharing,
             zero_pages: sample.zero,

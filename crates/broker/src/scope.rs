@@ -11,6 +11,7 @@ use abi::control::Control;
 use kernel::{Pid, Range, Vaddr, VmaUse, maps, smaps, task};
 use store::mappings;
 
+use crate::left_alone::by_reason;
 use crate::member::Member;
 use crate::order::robust_lists;
 
@@ -41,7 +42,8 @@ const ROWS: usize = abi::control::RANGES_MAX * 3 / 4;
 
 /// What may come under management in a member, and is not managed yet; the largest first. Reads the properties of its
 /// mappings only if there is something that looks new.
-pub(crate) fn chosen(member: &Member) -> Vec<Range> {
+/// The rest is counted by its reason then.
+pub(crate) fn chosen(member: &mut Member) -> Vec<Range> {
     let managed = member.ranges();
     let room = ROWS.saturating_sub(managed.len());
     let Ok(mapped) = maps::read(member.helper) else { return Vec::new() };
@@ -51,6 +53,7 @@ pub(crate) fn chosen(member: &Member) -> Vec<Range> {
     }
     let Ok(vmas) = smaps::read(member.helper) else { return Vec::new() };
     let Some(heads) = thread_heads(member.pid) else { return Vec::new() };
+    member.view.left_alone = by_reason(&vmas, &heads);
     let mut ranges: Vec<Range> = eligible(&vmas, &heads)
         .into_iter()
         .flat_map(|range| without(range, &managed))
@@ -62,12 +65,12 @@ pub(crate) fn chosen(member: &Member) -> Vec<Range> {
     ranges
 }
 
-fn is_worth_it(range: Range) -> bool {
+pub(crate) fn is_worth_it(range: Range) -> bool {
     range.pages().get() >= PAGES_MIN
 }
 
 /// Where the robust lists of the threads but the first begin, each in its thread's control block on its stack.
-fn thread_heads(pid: Pid) -> Option<Vec<Vaddr>> {
+pub(crate) fn thread_heads(pid: Pid) -> Option<Vec<Vaddr>> {
     let others = task::threads(pid).map(|threads| threads.into_iter().filter(|tid| *tid != pid).collect());
     robust_lists(others, task::robust_list)
 }
@@ -87,7 +90,7 @@ fn eligible(vmas: &[VmaUse], heads: &[Vaddr]) -> Vec<Range> {
 }
 
 /// Why a mapping is not chosen, or `None`.
-fn leaves_alone(vma: &VmaUse, heads: &[Vaddr]) -> Option<&'static str> {
+pub(crate) fn leaves_alone(vma: &VmaUse, heads: &[Vaddr]) -> Option<&'static str> {
     let flags = &vma.flags;
     match mappings::refuses(vma) {
         Some(why) => Some(why),

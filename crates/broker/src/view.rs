@@ -7,6 +7,8 @@ use kernel::{Category, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, V
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 use store::mappings;
 
+use crate::left_alone::ByReason;
+
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
 pub(crate) struct Area {
     pub(crate) range: Range,
@@ -31,6 +33,8 @@ pub(crate) struct View {
     pub(crate) vmas: u64,
     /// Pages of handed-over ranges that cannot be managed: shared, locked, of files...
     pub(crate) unfit_pages: u64,
+    /// Anonymous memory that is never managed, where all is that can be.
+    pub(crate) left_alone: ByReason,
     /// Handed-over memory was left out because there is far more of it than the program uses, or in too many pieces.
     /// Worth another look when the program has grown.
     pub(crate) left_out: bool,

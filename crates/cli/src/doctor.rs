@@ -11,6 +11,7 @@ use kernel::{KsmSysfs, Pid};
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
+use crate::doctor_whole::Whole;
 use crate::{NOT_HERE, say};
 
 /// How long ksmd is watched, if it runs.
@@ -21,6 +22,8 @@ const LOOK: Duration = Duration::from_millis(1500);
 struct Document<'a> {
     kernel: String,
     findings: &'a [Finding],
+    /// What `run --scope all` would leave alone of each process that was asked for.
+    whole: &'a [Whole],
     features: &'a [kernel::probe::Feature],
     live_merge: bool,
     exact_check: bool,
@@ -39,12 +42,14 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let looks = args.pid.iter().map(|pid| Observed::observe(Pid(*pid)).context("cannot look at the process"));
     let processes = looks.collect::<anyhow::Result<Vec<Observed>>>()?;
     let findings = diagnose(&host, &processes);
+    let whole = Whole::of(&args.pid);
     let features = Features::probe();
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     if args.json {
         let document = Document {
             kernel,
             findings: &findings,
+            whole: &whole,
             features: features.list(),
             live_merge: features.live_merge().is_ok(),
             exact_check: features.exact_check().is_ok(),
@@ -55,7 +60,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         say::answer(&format!("{}\n", serde_json::to_string_pretty(&document)?))?;
         return Ok(status(&processes));
     }
-    let text = format!("Linux {kernel}\n\n{}\n{}", causes(&findings)?, table(&features)?);
+    let text = format!("Linux {kernel}\n\n{}\n{}{}", causes(&findings)?, Whole::text(&whole)?, table(&features)?);
     say::answer(&text)?;
     Ok(status(&processes))
 }

@@ -18,6 +18,7 @@ mod demo_whole;
 mod demo_worker;
 mod doctor;
 mod doctor_proof;
+mod doctor_whole;
 mod enable;
 mod enable_table;
 mod eval;

@@ -24,7 +24,7 @@ impl Broker {
         if self.judge().is_none() {
             return;
         }
-        for member in &self.members {
+        for member in &mut self.members {
             let idle = self.queues.get(&member.index).is_none_or(Queue::is_idle);
             if !idle || member.unfit.is_some() || member.is_stopped() {
                 continue;

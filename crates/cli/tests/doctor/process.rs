@@ -301,3 +301,17 @@ fn numbers_that_are_no_process() {
         assert!(output.stdout.is_empty());
     }
 }
+
+/// Of what a program holds, what `run --scope all` would never touch.
+#[test]
+fn what_is_never_managed_whole() {
+    let script = "a = area(1024); fill(a); b = area(512); assert advise(b, 16) == 0; fill(b); stay()";
+    let Some((said, pid)) = said(script) else { return };
+    let whole = &said.whole[0];
+    assert_eq!(whole["pid"], pid);
+    assert!(whole["process"].is_null(), "{whole}");
+    let bytes = |pointer: &str| whole.pointer(pointer).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    assert_eq!(bytes("/left_alone/not_dumped"), 512 * 4096, "{whole}");
+    assert!(bytes("/left_alone/stack") > 0 && bytes("/left_alone/file") > 0, "{whole}");
+    assert!(bytes("/anonymous") > 1536 * 4096, "{whole}");
+}

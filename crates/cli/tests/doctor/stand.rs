@@ -150,6 +150,8 @@ pub(crate) fn script(rest: &str) -> String {
 pub(crate) struct Said {
     pub(crate) status: Option<i32>,
     pub(crate) findings: Vec<Value>,
+    /// The same for being managed whole, a document for each process.
+    pub(crate) whole: Vec<Value>,
 }
 
 impl Said {
@@ -159,7 +161,8 @@ impl Said {
         let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let document: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}{errors}"));
         assert!(document["features"].as_array().unwrap().len() > 10, "the probe is there as well");
-        Self { status: output.status.code(), findings: document["findings"].as_array().unwrap().clone() }
+        let list = |name: &str| document[name].as_array().unwrap().clone();
+        Self { status: output.status.code(), findings: list("findings"), whole: list("whole") }
     }
 
     /// Of the host alone.
