@@ -18,7 +18,7 @@ use crate::ask::{release, unmerge};
 use crate::elf::for_each_mapping;
 use crate::handover::{self, UNMERGE_TRIES, unmergeable};
 use crate::state::STATE;
-use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE};
+use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE, failed};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
 use crate::table::{Locked, Piece};
 use crate::{adoption, child, execute, mremap, scope};
@@ -145,7 +145,7 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
         STATE.layout_changes();
         locked.prepare_to_disown(start, end);
         let result = call.raw();
-        if !sys::failed(result) {
+        if !failed(result) {
             locked.disown(start, end);
             publish();
         }
@@ -435,33 +435,49 @@ fn shmat(call: &Registers) -> i64 {
     replaced(call, span(call.rsi & !(PAGE - 1), size))
 }
 
+/// A destructive advice about several ranges, of which the program's own memory alone can be meant (6.13). As the kernel does
+/// it: all vectors are read, then range after range is advised, up to the first that is refused.
 fn process_madvise(call: &Registers) -> i64 {
-    const VECTORS: usize = 64;
-    let destructive = matches!(
-        call.r10 & 0xffff_ffff,
-        advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL
-    );
-    if !destructive || STATE.manages_nothing() {
+    const VECTORS_MAX: u64 = 1024;
+    /// What one call takes of all vectors together: MAX_RW_COUNT.
+    const BYTES_MAX: u64 = 0x7fff_f000;
+    let advice = call.r10 & 0xffff_ffff;
+    let destructive =
+        matches!(advice, advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL);
+    if !destructive || STATE.manages_nothing() || call.rdx > VECTORS_MAX {
         return call.raw();
     }
-    // Only its own memory can be advised in this way (6.13), so every range is the program's.
-    let mut vectors = [0_u8; VECTORS * 16];
-    let count = (call.rdx as usize).min(VECTORS);
-    if !sys::read_own(sys::getpid(), call.rsi, &mut vectors[..count * 16]) {
+    // Without a vector it is refused for what it says of the process, and does nothing.
+    if (Registers { rdx: 0, ..*call }).raw() != 0 {
+        return call.raw();
+    }
+    let vector = |index: u64| {
+        let mut raw = [0_u8; 16];
+        let read = sys::read_own(sys::getpid(), call.rsi.wrapping_add(index * 16), &mut raw);
+        let (start, len) = raw.split_at(8);
+        let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+        (read && value(len) <= i64::MAX as u64).then(|| (value(start), value(len)))
+    };
+    if (0..call.rdx).any(|index| vector(index).is_none()) {
         return call.raw();
     }
     gated(|_| {
-        let (pairs, _) = vectors[..count * 16].as_chunks::<16>();
-        for pair in pairs {
-            let (start, len) = pair.split_at(8);
-            let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-            if let Some((start, end)) = touches(span(value(start), value(len)))
-                && !drop_merged(start, end)
-            {
-                return -errno::ENOMEM;
+        let mut advised = 0;
+        for index in 0..call.rdx {
+            // Another thread may have unmapped it since.
+            let Some((start, len)) = vector(index) else { return -errno::EFAULT };
+            let len = len.min(BYTES_MAX - advised);
+            let one = Registers { rax: nr::MADVISE, rdi: start, rsi: len, rdx: advice, ..*call };
+            let result = match touches(reach(start, len)) {
+                Some((start, end)) => discard(&one, start, end),
+                None => one.raw(),
+            };
+            if failed(result) {
+                return if advised > 0 { advised as i64 } else { result };
             }
+            advised += len;
         }
-        if call.rdx as usize > VECTORS { -errno::EINVAL } else { call.raw() }
+        advised as i64
     })
 }
 
