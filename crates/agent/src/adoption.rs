@@ -291,7 +291,7 @@ fn open_of(process: u32, name: &[u8]) -> Option<i32> {
 /// The parent of a process, 0 if it lies outside. `None` if it cannot be told.
 fn parent_of(process: u32) -> Option<u32> {
     let fd = open_of(process, b"/stat")?;
-    let mut text = [0_u8; 512];
+    let mut text = [0_u8; 128];
     // SAFETY: the kernel writes into `text`.
     let got = unsafe { sys!(nr::PREAD64, fd as u64, text.as_mut_ptr() as u64, text.len() as u64, 0) };
     link::close(fd);
@@ -306,7 +306,7 @@ fn parent_of(process: u32) -> Option<u32> {
 fn has_sign(process: u32) -> bool {
     const KEPT: usize = SIGN.len() - 1;
     let Some(fd) = open_of(process, b"/maps") else { return false };
-    let mut buffer = [0_u8; 2048];
+    let mut buffer = [0_u8; 512];
     let (mut kept, mut position) = (0, 0_u64);
     let found = loop {
         let (at, room) = (buffer.as_mut_ptr() as u64 + kept as u64, (buffer.len() - kept) as u64);

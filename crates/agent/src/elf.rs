@@ -76,9 +76,15 @@ pub(crate) struct Line {
 /// what is none. For the descriptor has a number in the program's table, and another thread may close it there, and get
 /// the same number for a file of its own.
 pub(crate) fn for_each_mapping(mut each: impl FnMut(Line)) -> bool {
+    read_mappings(&mut each)
+}
+
+/// Apart, so that its buffer is not in the frame of everybody who might call it: the program's stack may be small.
+#[inline(never)]
+fn read_mappings(each: &mut dyn FnMut(Line)) -> bool {
     let Some(fd) = crate::link::open(c"/proc/self/maps") else { return false };
     let opened = identity(fd);
-    let mut buffer = [0_u8; 1024];
+    let mut buffer = [0_u8; 256];
     let mut line = Line::default();
     let mut field = 0;
     let mut position = 0;

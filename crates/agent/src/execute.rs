@@ -122,7 +122,8 @@ unsafe extern "C" {
     fn pagefold_read_apart(folder: u64, path: u64, into: *mut u8, len: u64) -> i64;
 }
 
-/// The gated call: execve or execveat.
+/// The gated call: execve or execveat. Apart from the other calls, whose frames its buffers would be in.
+#[inline(never)]
 pub(crate) fn execute(call: &Registers) -> i64 {
     let (folder, path, variables, flags) = if call.rax == nr::EXECVE {
         (AT_FDCWD, call.rdi, call.rdx, 0)

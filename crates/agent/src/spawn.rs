@@ -73,18 +73,38 @@ pub(crate) fn learn_tid_word() {
     STATE.tid_word.store(address, SeqCst);
 }
 
-/// A number from /proc/thread-self/status. `name` is a line's beginning, with the line break before it.
+/// A number from /proc/thread-self/status. `name` is a line's beginning, with the line break before it. Read a piece at a
+/// time: the program's stack may be small.
+#[inline(never)]
 pub(crate) fn status_number(name: &[u8]) -> Option<u64> {
+    const PIECE: usize = 256;
+    /// A number, and what stands before it.
+    const NUMBER: usize = 24;
+    /// What is read twice. A name may lie across two pieces, and other numbers may have lost digits meanwhile.
+    const AGAIN: usize = 64;
     let fd = link::open(c"/proc/thread-self/status")?;
-    let mut text = [0_u8; 4096];
-    // SAFETY: the kernel writes into `text`.
-    let got = unsafe { sys!(nr::PREAD64, fd as u64, text.as_mut_ptr() as u64, text.len() as u64, 0) };
+    let mut text = [0_u8; PIECE];
+    let mut position = 0_u64;
+    let number = loop {
+        // SAFETY: the kernel writes into `text`.
+        let got = unsafe { sys!(nr::PREAD64, fd as u64, text.as_mut_ptr() as u64, PIECE as u64, position) };
+        let Some(text) = usize::try_from(got).ok().and_then(|got| text.get(..got)) else { break None };
+        let found = text.windows(name.len()).position(|window| window == name);
+        let last = text.len() < PIECE;
+        match found.map(|at| at + name.len()) {
+            Some(at) if last || at + NUMBER <= PIECE => {
+                let digits = text.get(at..).unwrap_or_default().iter().skip_while(|byte| byte.is_ascii_whitespace());
+                let digits = digits.take_while(|byte| byte.is_ascii_digit());
+                break Some(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')));
+            }
+            // Its number lies across the end of the piece.
+            Some(at) => position += (at - AGAIN) as u64,
+            None if last => break None,
+            None => position += (PIECE - AGAIN) as u64,
+        }
+    };
     link::close(fd);
-    let text = text.get(..usize::try_from(got).ok()?)?;
-    let at = text.windows(name.len()).position(|window| window == name)? + name.len();
-    let digits =
-        text[at..].iter().skip_while(|byte| byte.is_ascii_whitespace()).take_while(|byte| byte.is_ascii_digit());
-    Some(digits.fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+    number
 }
 
 /// Filters that this thread's system calls go through.

@@ -28,6 +28,7 @@ mod raw_fork;
 mod raw_forks;
 mod remap_marks;
 mod remaps;
+mod stack;
 mod stand;
 mod stops;
 mod table;
@@ -56,6 +57,7 @@ const VICTIMS: &[&[Victim]] = &[
     raw_forks::VICTIMS,
     remap_marks::VICTIMS,
     remaps::VICTIMS,
+    stack::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,
     threads::VICTIMS,

@@ -29,14 +29,14 @@ const FIRST: u64 = 9000;
 const LARGE: usize = 4096;
 
 /// Equal halves; the second is not touched any more. Neighbours of the kernel's choice, and so one mapping.
-fn large_pair() -> (Region, Region) {
+pub(crate) fn large_pair() -> (Region, Region) {
     let (one, two) = (Region::map(LARGE), Region::map(LARGE));
     one.fill_from(FIRST);
     two.fill_from(FIRST);
     (one, two)
 }
 
-fn wait_whole(one: Region, two: Region) {
+pub(crate) fn wait_whole(one: Region, two: Region) {
     // The last page of a mapping is never merged, nor are control blocks and their neighbours.
     one.wait_merged(LARGE - 8);
     two.wait_merged(LARGE - 8);
