@@ -5,6 +5,7 @@
 //! helper has ended (it leaves by itself when its broker is gone, after the batch in hand), gives back what a helper
 //! that was killed as well left frozen, opens the gate, and ends.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -95,6 +96,9 @@ fn send(link: &Seqpacket, words: [u64; WORDS], fds: &[std::os::fd::BorrowedFd<'_
     matches!(link.send_timeout(&packet, fds, Duration::from_secs(1)), Ok(SendOutcome::Sent))
 }
 
+/// What the guardian is called: a name in which the others' does not occur.
+const NAME: &CStr = c"pf-guardian";
+
 struct Ward {
     index: u64,
     attended: Arc<Attended>,
@@ -107,6 +111,9 @@ struct Ward {
 pub fn run(link: OwnedFd) -> usize {
     // Neither the terminal nor a service manager's stop reaches the guardian before it has done its work.
     let _ = rustix::process::setsid();
+    // Whoever kills everything that is called pagefold (pkill -9 pagefold) gets broker and helpers at one stroke. One who
+    // asks for command lines (pkill -f) gets broker and guardian: a helper has that of its program.
+    let _ = rustix::thread::set_name(NAME);
     let Ok(link) = Seqpacket::from_owned_fd(link) else { return 0 };
     let mut wards: Vec<Ward> = Vec::new();
     let mut packet = [0; WORDS * 8];

@@ -40,9 +40,8 @@ impl Ready {
             // Members cost descriptors and threads, and a soft limit of open files is there for programs that use
             // select(2).
             let (soft_open_files, soft_address_space) = (raise(Resource::OpenFiles), raise(Resource::AddressSpace));
-            if limit(Pid::this(), Resource::AddressSpace).is_ok_and(|own| own.soft.is_some()) {
-                kernel::address_space::one_arena();
-            }
+            // There are three threads for each member, all of which sleep nearly always.
+            kernel::address_space::one_arena();
             Ok(Self { summary, signals, soft_open_files, soft_address_space })
         };
         prepare().map_err(|error: anyhow::Error| {

@@ -16,7 +16,7 @@ pub fn left() -> Result<Option<Bytes>, SchedError> {
 }
 
 /// Has all threads share one arena of the allocator. By default glibc reserves 64 MiB of address space for every thread,
-/// up to eight for each CPU. To be called before there are threads.
+/// up to eight for each CPU, and each keeps what its threads have freed. To be called before there are threads.
 pub fn one_arena() {
     // SAFETY: the call takes integers; a C library that does not know this one says so and changes nothing.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };

@@ -85,6 +85,21 @@ fn guardians(run: u32) -> Vec<u32> {
     found
 }
 
+/// Broker and helpers are killed by name, and somebody is left who gives everything back.
+///
+/// Seen to fail: the guardian had the name too.
+#[test]
+fn one_is_left_when_all_are_killed_by_name() {
+    if !can_merge() {
+        return;
+    }
+    let mut talk = Talk::member(&["--quiet"]);
+    talk.ask("merged()");
+    let name = |pid: u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    let [guardian] = guardians(talk.run.id())[..] else { panic!("one guardian") };
+    assert!(name(talk.run.id()).contains("pagefold") && !name(guardian).contains("pagefold"), "{}", name(guardian));
+}
+
 /// Seen to fail: from the first guardian's death on there was none.
 #[test]
 fn a_guardian_that_is_killed_is_replaced() {
