@@ -14,7 +14,7 @@ use abi::control::stop;
 use abi::mark::{Keep, Mark};
 use abi::uapi::UffdioRegister;
 
-use crate::ask::{release, unmerge};
+use crate::ask::{is_served, release, unmerge};
 use crate::elf::for_each_mapping;
 use crate::handover::{self, UNMERGE_TRIES, unmergeable};
 use crate::state::STATE;
@@ -246,16 +246,35 @@ fn let_code_in(fd: u64) -> bool {
 
 /// Un-merges every managed range. Something that keeps pages from being merged again must have been said before. A batch
 /// that began before that is waited for: it is over when the gate can be passed.
+///
+/// What cannot be had at once, since others hold pages, is tried again: the program is going to fail without it. `false` if
+/// several tries have brought nothing more, or all of it takes too long.
 pub(crate) fn unmerge_all() -> bool {
+    /// Tries that bring nothing. The helper takes a second for each, of each range.
+    const IN_VAIN: u32 = 5;
+    const AT_MOST_NS: u64 = 30_000_000_000;
     gated(|_| ());
-    let mut at = 0;
-    while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
-        if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
-            return false;
+    let until = sys::monotonic().saturating_add(AT_MOST_NS);
+    let (mut left, mut in_vain) = (merged_pages(), 0);
+    while left > 0 && in_vain < IN_VAIN && sys::monotonic() < until {
+        let mut at = 0;
+        while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
+            if !unmerge(start, end) && !STATE.control().is_some_and(is_served) {
+                return false;
+            }
+            at = end;
         }
-        at = end;
+        let now = merged_pages();
+        in_vain = if now < left { 0 } else { in_vain + 1 };
+        left = now;
     }
-    true
+    left == 0
+}
+
+fn merged_pages() -> u64 {
+    let mut pages = 0;
+    for_merged(0, USER_END, |piece, _| pages += (piece.end - piece.start) / PAGE);
+    pages
 }
 
 /// Nothing is merged any more in a process that locks all its memory, and nothing that was stays so.

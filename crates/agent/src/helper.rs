@@ -174,6 +174,7 @@ fn set_up(connect: fn() -> Option<Link>) -> Option<(Space, Link)> {
         layout_epoch: 0,
         thread_epoch: 0,
         barrier: false,
+        forced: reads_what_is_forbidden(scratch + SCRATCH),
     };
     if !move_pages || !space.open_scratch() {
         return None;
@@ -189,6 +190,17 @@ fn receive(link: &Link) -> Received {
             received => return received,
         }
     }
+}
+
+/// True if /proc/PID/mem shows memory whose protection forbids to read it: since 6.12 a kernel can be built so that it does
+/// not. `page` is one of that kind.
+fn reads_what_is_forbidden(page: u64) -> bool {
+    let Some(memory) = link::open(c"/proc/self/mem") else { return false };
+    let mut byte = 0_u8;
+    // SAFETY: the kernel writes one byte.
+    let read = unsafe { sys!(nr::PREAD64, memory as u64, (&raw mut byte) as u64, 1, page) };
+    link::close(memory);
+    read == 1
 }
 
 /// A helper holds one descriptor for each segment; its limit is its own.

@@ -39,8 +39,6 @@ const LARGE: u64 = 8 << 20;
 /// For how long a thread waits to hear whether code may come. A file that nobody has judged yet takes some milliseconds.
 const ADMITTED_WITHIN_NS: u64 = 1_000_000_000;
 const LOOK_NS: u64 = 50_000_000;
-/// How often everything is given back before code comes that nobody vouches for, each time with the helper's patience.
-const LEAVE_TRIES: u32 = 5;
 const SHM_EXEC: u64 = 0o100000;
 const RLIMIT_DATA: u64 = 2;
 const RLIMIT_AS: u64 = 9;
@@ -222,9 +220,7 @@ fn admit(source: &Source) -> bool {
 /// more. `false` if that could not be had.
 fn leave_to_code() -> bool {
     STATE.stop(stop::UNKNOWN_CODE);
-    // On a busy machine it may take some time. A library that comes late is better than one that does not come.
-    let lives = || STATE.control().is_some_and(is_served);
-    let plain = (0..LEAVE_TRIES).any(|turn| (turn == 0 || lives()) && unmerge_all());
+    let plain = unmerge_all();
     LEFT_TO_CODE.fetch_or(u32::from(plain), SeqCst);
     plain
 }

@@ -58,6 +58,8 @@ pub(crate) struct Space {
     pub(crate) counts: Option<i32>,
     /// Run batches with real-time priority: whoever is preempted with pages in its hands makes others wait for long.
     pub(crate) raise: bool,
+    /// /proc/PID/mem shows what its protection forbids to read: here, and so to whoever gives pages back.
+    pub(crate) forced: bool,
 }
 
 impl Space {
@@ -419,6 +421,16 @@ impl AddressSpace for Space {
         whole
     }
 
+    fn protect_frozen(&mut self, slots: usize, prot: u8) -> bool {
+        let start = self.slot(FreezeKind::Remap, 0);
+        // SAFETY: frozen pages, of which nobody else knows where they are.
+        unsafe { sys!(nr::MPROTECT, start, slots as u64 * PAGE, u64::from(prot)) == 0 }
+    }
+
+    fn survivors_read_all(&self) -> bool {
+        self.forced
+    }
+
     fn barrier(&mut self) {
         // Takes the address space's write lock, which waits for everybody who writes under the read lock
         // (/proc/PID/mem, ptrace). Another protection each time, or the kernel would see that there is nothing to do.
@@ -483,14 +495,9 @@ impl AddressSpace for Space {
         let len = bytes(pages);
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | if keep.has(Keep::NORESERVE) { MAP_NORESERVE } else { 0 };
         let fresh = self.copies.map(len, PROT_READ | PROT_WRITE, flags, -1, 0).map_err(failure)?;
-        // SAFETY: frozen pages, readable in the scratch area as their mapping is, into fresh memory.
-        unsafe {
-            core::ptr::copy_nonoverlapping(
-                self.slot(FreezeKind::Remap, slot) as *const u8,
-                fresh as *mut u8,
-                len as usize,
-            );
-        }
+        let frozen = self.slot(FreezeKind::Remap, slot);
+        // SAFETY: frozen pages that can be read, into fresh memory.
+        unsafe { core::ptr::copy_nonoverlapping(frozen as *const u8, fresh as *mut u8, len as usize) };
         let wanted = u64::from(keep.prot());
         if wanted != PROT_READ | PROT_WRITE {
             // SAFETY: the fresh memory.

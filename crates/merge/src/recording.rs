@@ -158,6 +158,8 @@ pub(crate) struct Recording {
     pub(crate) thread_data: BTreeSet<u64>,
     pub(crate) oracle: Oracle,
     pub(crate) vouched: bool,
+    /// Whoever recovers may not read what its protection forbids.
+    pub(crate) strict: bool,
     pub(crate) faults: Faults,
     epoch: u32,
     planned_epoch: u32,
@@ -248,6 +250,7 @@ impl Recording {
             thread_data: BTreeSet::new(),
             oracle: Oracle::Exact,
             vouched: false,
+            strict: false,
             faults: Faults::default(),
             epoch: 0,
             planned_epoch: 0,

@@ -183,6 +183,10 @@ pub trait AddressSpace {
     /// lazily and has vanished) is given back as it is. `false` only if the content is still in the scratch area and
     /// could not be given back in any way; the batch then ends as [`Ended::Trapped`](crate::Ended::Trapped).
     fn thaw(&mut self, kind: FreezeKind, pages: Pages, slot: Slot) -> bool;
+    /// Gives the mapping of scratch pages `0..slots` of store mappings another protection. `false` if that was refused.
+    fn protect_frozen(&mut self, slots: usize, prot: u8) -> bool;
+    /// True if a survivor could read frozen pages that nobody may read, to give them back.
+    fn survivors_read_all(&self) -> bool;
     /// Waits until everybody who writes to pages under the read lock of the mapping has finished.
     fn barrier(&mut self);
     /// What the page table says of scratch pages `0..states.len()`; `false` if it cannot be read. Asked after the
@@ -209,7 +213,7 @@ pub trait AddressSpace {
     /// As [`AddressSpace::map_store`].
     fn map_anonymous(&mut self, pages: Pages, keep: Keep) -> Result<(), Failure>;
     /// Puts anonymous memory with the content of scratch pages over pages, in one step that no reader can see. The
-    /// scratch pages can be read: what cannot is not frozen for this.
+    /// scratch pages can be read.
     ///
     /// # Errors
     /// Why not; then nothing has changed.

@@ -10,6 +10,8 @@ use crate::judge::judge_copies;
 use crate::space::{AddressSpace, Failure, FreezeKind, Pages, RegisterMode, VmaKind};
 
 const KIND: FreezeKind = FreezeKind::Remap;
+/// PROT_READ.
+const READ: u8 = 1;
 
 pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Batch) -> Result<(), Trapped> {
     let mut index = 0;
@@ -54,8 +56,8 @@ fn look_again<S: AddressSpace>(space: &mut S, batch: &mut Batch, index: usize) -
             return None;
         }
     };
-    if vma.prot & 1 == 0 {
-        // What nobody can read neither the helper could copy, nor a survivor give back.
+    if vma.prot & READ == 0 && !space.survivors_read_all() {
+        // It could be copied, since nobody else knows the scratch area. But nobody could give it back.
         batch.outcomes[index] = Outcome::Properties;
         return None;
     }
@@ -111,9 +113,18 @@ fn run_one<S: AddressSpace>(
         }
     }
     if held.len > 0 {
+        // Neither counted nor copied is what cannot be read. In its place it stays forbidden all the time.
+        let hidden = keep.prot() & READ == 0;
+        if hidden && !space.protect_frozen(held.len, READ) {
+            held.refuse_all(batch, Outcome::NoCheck);
+        }
         space.barrier();
         judge_copies(space, order, batch, &held, (start, end));
         copy_in(space, batch, &held, keep);
+        if hidden && !space.protect_frozen(held.len, keep.prot()) {
+            // Whoever survives gives back copies, with the protection of their place.
+            return Err(Trapped);
+        }
         held.thaw_refused(space, batch)?;
     }
     space.unregister(start, end);

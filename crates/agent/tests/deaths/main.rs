@@ -46,7 +46,7 @@ fn tests(arguments: &[String]) {
     }
     kernel::task::set_child_subreaper(true).unwrap();
     let image = Image::build();
-    for kind in [Kind::Plain, Kind::Zero, Kind::Diverged, Kind::Unmerge] {
+    for kind in [Kind::Plain, Kind::Zero, Kind::Diverged, Kind::Unmerge, Kind::Hidden] {
         for (index, death) in Death::ALL.into_iter().enumerate() {
             let name = format!("{kind:?}-{death:?}");
             if name.contains(&filter) {

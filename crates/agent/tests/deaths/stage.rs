@@ -60,6 +60,15 @@ pub(crate) enum Kind {
     Zero,
     Diverged,
     Unmerge,
+    /// The same of memory that nobody may read.
+    Hidden,
+}
+
+impl Kind {
+    /// What is merged before is given back.
+    fn gives_back(self) -> bool {
+        matches!(self, Self::Unmerge | Self::Hidden)
+    }
 }
 
 /// Who dies while the helpers stand still.
@@ -286,16 +295,23 @@ impl<'a> Stage<'a> {
 
     /// One death, with a victim for each step. Returns how many came to their step.
     pub(crate) fn round(mut self, kind: Kind, death: Death, steps: &[u64]) -> usize {
-        let mut victims: Vec<Victim> =
-            steps.iter().map(|step| self.victim(&format!("victim at step {step} of {kind:?}"))).collect();
+        let victim = |step: &u64| {
+            let mut command = self.command("--victim");
+            if kind == Kind::Hidden {
+                // Its threads would touch what is forbidden.
+                command.arg("--quiet");
+            }
+            self.victim_of(command, &format!("victim at step {step} of {kind:?}"))
+        };
+        let mut victims: Vec<Victim> = steps.iter().map(victim).collect();
         let number = match kind {
             Kind::Plain => 1,
             Kind::Zero => 2,
             Kind::Diverged => 3,
-            Kind::Unmerge => 5,
+            Kind::Unmerge | Kind::Hidden => 5,
         };
         let begin = if kind == Kind::Zero { "zero" } else { "fill" };
-        if matches!(kind, Kind::Diverged | Kind::Unmerge) {
+        if kind == Kind::Diverged || kind.gives_back() {
             for victim in &mut victims {
                 victim.player.ask("fill");
             }
@@ -306,7 +322,7 @@ impl<'a> Stage<'a> {
         for (victim, step) in victims.iter_mut().zip(steps) {
             victim.player.ask(&format!("arm {number} {step}"));
         }
-        if kind == Kind::Unmerge {
+        if kind.gives_back() {
             // Else whoever gets through to a frozen page's place would find the same bytes there, the store's.
             victims.iter_mut().for_each(|victim| _ = victim.player.ask("diverge"));
         }
@@ -314,6 +330,7 @@ impl<'a> Stage<'a> {
             Kind::Plain | Kind::Zero => begin,
             Kind::Diverged => "diverge",
             Kind::Unmerge => "unmerge",
+            Kind::Hidden => "unmerge-hidden",
         };
         victims.iter_mut().for_each(|victim| victim.player.send(order));
         let stopped = arrived(&victims);
@@ -323,8 +340,10 @@ impl<'a> Stage<'a> {
             victims.iter_mut().for_each(|victim| victim.player.send("forks"));
             std::thread::sleep(Duration::from_millis(50));
         };
-        let forks_before = matches!(death, Death::Helper | Death::HelperGuardian | Death::Guardian);
-        let forks_after = matches!(death, Death::HelperBroker | Death::BrokerHelper | Death::Broker);
+        // The threads that fork are not there.
+        let forking = kind != Kind::Hidden;
+        let forks_before = forking && matches!(death, Death::Helper | Death::HelperGuardian | Death::Guardian);
+        let forks_after = forking && matches!(death, Death::HelperBroker | Death::BrokerHelper | Death::Broker);
         if forks_before {
             fork(&mut victims);
         }

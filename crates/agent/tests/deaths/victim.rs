@@ -325,6 +325,17 @@ pub(crate) fn main() {
                     memory.advise(0, PAGES, libc::MADV_UNMERGEABLE);
                 }));
             }
+            "unmerge-hidden" => {
+                threads.push(std::thread::spawn(move || {
+                    let protect = |prot: i32| {
+                        // SAFETY: the victim's own memory, which nobody touches meanwhile.
+                        assert_eq!(unsafe { libc::mprotect(memory.0.cast(), PAGES * 4096, prot) }, 0);
+                    };
+                    protect(libc::PROT_NONE);
+                    memory.advise(0, PAGES, libc::MADV_UNMERGEABLE);
+                    protect(libc::PROT_READ | libc::PROT_WRITE);
+                }));
+            }
             "move" => move_away_and_back(memory),
             "merged" => {
                 let answer = if merged(memory) { "merged" } else { "unmerged" };

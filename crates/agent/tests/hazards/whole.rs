@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::helpers_of;
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, fork, hear, page, pid, reap, tell, wait_until};
+use crate::victim::{Random, Region, Victim, flags_at, fork, hear, page, pid, reap, tell, wait_until};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("whole", whole),
@@ -16,6 +16,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("whole_fork", forked),
     ("whole_code", code),
     ("whole_child_code", child_code),
+    ("whole_unreadable", unreadable),
     ("whole_orphan", orphan),
     ("whole_killed", killed),
     ("whole_forsaken", forsaken),
@@ -249,6 +250,31 @@ fn code() {
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!((one.stored().len(), two.stored().len()), (0, 0), "merged again");
     tell(&format!("{} is left", pid()));
+}
+
+/// Code comes while merged pages cannot be read, some of which had been written before.
+fn unreadable() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    let part = one.part(100, 140);
+    part.part(3, 5).fill_from(1);
+    assert_eq!(part.protect(libc::PROT_NONE), 0);
+    let begun = Instant::now();
+    bring("/bin/sh");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!((one.stored().len(), two.stored().len()), (0, 0), "it came, and pages are still merged");
+    assert!(!flags_at(part.start).contains(" rd"), "it can be read: {}", flags_at(part.start));
+    assert_eq!(part.protect(libc::PROT_READ | libc::PROT_WRITE), 0);
+    part.part(3, 5).check_from(1);
+    part.part(3, 5).fill_from(FIRST + 103);
+    one.check_from(FIRST);
+    two.check_from(FIRST);
+}
+
+/// Seen to fail: what nobody could read was never given back, and libraries were refused for ever.
+#[test]
+fn what_cannot_be_read_is_given_back_too() {
+    Stand::of_all(|_| false).run("whole_unreadable");
 }
 
 #[test]

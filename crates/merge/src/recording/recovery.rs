@@ -18,7 +18,7 @@ impl Recording {
                 self.tick();
                 let source = self.journal.source[slot];
                 let frozen = self.scratch[kind as usize][slot];
-                let readable = frozen.table != Table::Nothing && frozen.readable;
+                let readable = frozen.table != Table::Nothing && (frozen.readable || !self.strict);
                 let Some(page) = self.pages.get(&source) else { continue };
                 // ENOENT where nothing is registered, EEXIST where something is: the page has been replaced then, or
                 // given back.

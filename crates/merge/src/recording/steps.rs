@@ -74,6 +74,8 @@ impl Recording {
         }
         let frozen = self.scratch[kind as usize][slot];
         let Some(page) = self.pages.get_mut(&address) else { return false };
+        let moved = kind == FreezeKind::Remap && frozen.table != Table::Nothing;
+        assert!(!moved || frozen.readable == (page.keep.prot() & 1 != 0), "{address:#x} has another protection now");
         let held = |frame: usize| self.frames[frame].refs + self.frames[frame].pins > 0;
         let (copy, content) = match frozen.table {
             Table::Frame(frame) | Table::Swapped(frame) => {
@@ -293,6 +295,18 @@ impl AddressSpace for Recording {
             whole &= self.thaw_page(kind, address, slot + offset);
         }
         whole
+    }
+
+    fn protect_frozen(&mut self, slots: usize, prot: u8) -> bool {
+        self.tick();
+        for slot in &mut self.scratch[FreezeKind::Remap as usize][..slots] {
+            slot.readable = prot & 1 != 0;
+        }
+        true
+    }
+
+    fn survivors_read_all(&self) -> bool {
+        !self.strict
     }
 
     fn barrier(&mut self) {

@@ -67,7 +67,6 @@ pub(super) fn expected(init: Init, action: Action, ends: bool, forked: bool) -> 
             _ => Outcome::LayoutChanged,
         },
         Action::Unmerge => match init {
-            Unreadable(..) => Outcome::Properties,
             DivergedHeld(..) | DivergedSwapped(..) | DivergedSwappedHeld(..) => Outcome::Referenced,
             DivergedShared(..) | DivergedSharedHeld(..) => Outcome::Shared,
             _ => Outcome::Unmerged,
