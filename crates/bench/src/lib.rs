@@ -6,6 +6,7 @@
 //! * [`mod@eval`] and [`predict`] are those of evaluating;
 //! * [`advisor`] is the scenario of the advisors of ksmd;
 //! * [`vm`] is the scenario of guests that hold the same files;
+//! * [`served`] is that of workers of real programs that serve requests;
 //! * [`ksm_merge`] is that of merging on request with the kernel's KSM;
 //! * [`merge`], [`cow`] and [`stall`] are those of merging itself, on [`workers`], by both [`sides`].
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ pub mod merge;
 pub mod predict;
 pub mod programs;
 pub mod report;
+pub mod served;
 pub mod sides;
 pub mod soak;
 pub mod stall;

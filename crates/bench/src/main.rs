@@ -12,6 +12,7 @@ use bench::inside::InsideCommand;
 use bench::ksm_merge::KsmMergeCommand;
 use bench::merge::MergeCommand;
 use bench::predict::PredictCommand;
+use bench::served::ServedCommand;
 use bench::sides::{GuardianCommand, KsmGuardianCommand};
 use bench::soak::SoakArgs;
 use bench::stall::StallCommand;
@@ -51,6 +52,12 @@ enum Scenario {
     Stall(StallCommand),
     /// What a program pays for being managed whole: at its start, for its helper, in private memory.
     Start(StartCommand),
+    /// Workers of real programs that serve requests: without merging, under kernel KSM and under pagefold.
+    ///
+    /// Every program, load and way takes --seconds and the time for loading: about 80 minutes if nothing is left out.
+    /// It takes root for KSM's settings. What is not installed, or what this kernel lacks, is said and left out. The
+    /// status is 1 if any answer or any worker's memory was wrong, or if a worker ended.
+    Workers(ServedCommand),
     /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
     Soak(SoakArgs),
     #[command(subcommand, hide = true)]
@@ -79,6 +86,7 @@ impl Scenario {
             Self::Stall(command) => command.run(),
             Self::Soak(args) => args.command(),
             Self::Start(command) => command.run(),
+            Self::Workers(command) => command.run(),
             Self::Inside(command) => command.run(),
             Self::Worker(command) => command.run(),
             Self::Spin(command) => command.run(),

@@ -52,3 +52,18 @@ impl Programs {
         })
     }
 }
+
+/// The `pagefold` program: the named one, or the one that was built beside this one.
+///
+/// # Errors
+/// When there is none.
+pub fn pagefold_beside(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(file) = named {
+        ensure!(file.is_file(), "there is no file {}", file.display());
+        return Ok(std::path::absolute(file)?);
+    }
+    let own = std::env::current_exe().context("find this program")?;
+    // A test's binary lies one folder deeper.
+    let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("pagefold")).find(|file| file.exists());
+    beside.context("no pagefold binary beside this one: build it (cargo build -p pagefold-cli), or --pagefold FILE")
+}

@@ -1,5 +1,7 @@
 //! What a scenario prints: raw samples, and ratios of us to a peer measured in the same run.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -52,7 +54,7 @@ impl Machine {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ratio {
     /// What is compared.
-    pub metric: &'static str,
+    pub metric: Cow<'static, str>,
     /// Its unit.
     pub unit: &'static str,
     /// Ours.
@@ -82,7 +84,7 @@ impl Ratio {
     /// Compares. A ratio to nothing at all is as good as it can be where ours is better, and 1 where both are nothing.
     #[must_use]
     pub fn new(
-        (metric, unit, better): (&'static str, &'static str, Better),
+        (metric, unit, better): (impl Into<Cow<'static, str>>, &'static str, Better),
         ours: f64,
         (against, theirs): (&'static str, f64),
         goal: f64,
@@ -97,7 +99,7 @@ impl Ratio {
             (true, false) => f64::MAX,
             (false, false) => 1.0,
         };
-        Self { metric, unit, ours, against, theirs, ratio, goal, met: ratio >= goal }
+        Self { metric: metric.into(), unit, ours, against, theirs, ratio, goal, met: ratio >= goal }
     }
 }
 

@@ -94,7 +94,7 @@ fn ratios(outcome: &Outcome) -> Vec<Ratio> {
     };
     let against = "ksmd flat out";
     let time = |what: &str, unit, ours: f64, theirs: f64, goal: f64| {
-        Ratio::new((format!("{what}, {of}").leak(), unit, Better::Less), ours, (against, theirs), goal)
+        Ratio::new((format!("{what}, {of}"), unit, Better::Less), ours, (against, theirs), goal)
     };
     let saved = |seconds: f64, pages: u64| seconds * 1e6 / pages.max(1) as f64;
     let per_second =
@@ -116,7 +116,7 @@ fn ratios(outcome: &Outcome) -> Vec<Ratio> {
             goal(8.0, 2.0),
         ),
         Ratio::new(
-            (format!("start to merged, {of}").leak(), "MiB saved / CPU s", Better::More),
+            (format!("start to merged, {of}"), "MiB saved / CPU s", Better::More),
             per_second(first.pages_saved, first.cpu_seconds),
             (against, per_second(theirs.pages_saved, theirs.cpu_seconds)),
             0.0,

@@ -58,7 +58,7 @@ impl Memory {
 }
 
 /// Bytes of the segments that a process holds.
-fn store(pid: Pid) -> u64 {
+pub(crate) fn store(pid: Pid) -> u64 {
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return 0 };
     let mut segments = HashMap::new();
     for descriptor in descriptors.filter_map(Result::ok) {

@@ -5,7 +5,7 @@
 //! every mapping's pages come to when a page with N users counts as an Nth for each.
 
 mod disturb;
-mod host;
+pub(crate) mod host;
 mod phase;
 
 use std::ffi::OsString;
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::guest::{Kernel, check_initramfs};
+use crate::programs::pagefold_beside;
 use crate::report::{Better, Machine, Ratio, Report};
 use phase::{Guests, Outcome};
 
@@ -88,7 +89,7 @@ impl VmCommand {
         let folder = tempfile::Builder::new().prefix("vm").tempdir().context("create a folder for the image")?;
         let initramfs = folder.path().join("initramfs");
         check_initramfs(&kernel, &initramfs)?;
-        let mut pagefold = vec![self.pagefold()?.into_os_string(), "run".into()];
+        let mut pagefold = vec![pagefold_beside(self.pagefold.as_deref())?.into_os_string(), "run".into()];
         pagefold.extend(self.run_options.iter().cloned());
         let guests = Guests {
             kernel,
@@ -115,16 +116,6 @@ impl VmCommand {
         let right = outcomes.iter().all(|outcome| outcome.checks_bad == 0);
         let samples = outcomes.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
         Ok((Report { scenario: "vm", machine, samples, ratios: ratios(&outcomes) }, right))
-    }
-
-    fn pagefold(&self) -> Result<PathBuf> {
-        if let Some(file) = &self.pagefold {
-            return Ok(file.clone());
-        }
-        let own = std::env::current_exe().context("find this program")?;
-        // A test's binary lies one folder deeper.
-        let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("pagefold")).find(|file| file.exists());
-        beside.context("no pagefold binary beside this one: build it (cargo build -p pagefold-cli), or --pagefold FILE")
     }
 }
 

@@ -1,0 +1,221 @@
+//! A group of equal workers below one command, which ends them when this process goes, however it goes.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kernel::Launch;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
+
+use super::interrupt;
+use super::kind::Program;
+use super::way::Way;
+use super::wire::Launcher;
+use super::worker::Worker;
+use crate::vm::host;
+
+/// How often it is looked whether the command has ended.
+const TICK: Duration = Duration::from_millis(50);
+/// How long workers, broker and guardian may take to end after they were told.
+const FAREWELL: Duration = Duration::from_secs(60);
+/// The same when something has failed already.
+const SHORT_FAREWELL: Duration = Duration::from_secs(5);
+
+/// A device that a user may open who may not open the host's, in a mount namespace that goes with the command: the
+/// host's own stays as it is. $1 is an empty folder, the rest is the command.
+const OWN_USERFAULTFD: &str = r#"set -e
+if [ -e /dev/userfaultfd ]; then
+    mount -t tmpfs -o mode=755 none "$1"
+    cp -a /dev/userfaultfd "$1/device"
+    chmod 666 "$1/device"
+    mount --bind "$1/device" /dev/userfaultfd
+fi
+shift
+exec "$@""#;
+
+/// How a group is merged.
+#[derive(Clone, Debug)]
+pub(super) struct Merging {
+    pub(super) way: Way,
+    pub(super) pagefold: PathBuf,
+    /// More options for `pagefold run`.
+    pub(super) options: Vec<OsString>,
+}
+
+/// Workers that have loaded their data.
+pub(super) struct Group {
+    pub(super) workers: Vec<Box<dyn Worker>>,
+    /// What each said after loading.
+    digests: Vec<String>,
+    child: Child,
+    /// Its end ends the workers.
+    stdin: Option<ChildStdin>,
+    summary: PathBuf,
+}
+
+impl Group {
+    /// Starts workers, whose files lie in `folder`, and waits until all have loaded their data.
+    ///
+    /// # Errors
+    /// When one does not come to that.
+    pub(super) fn start(program: &Program, merging: &Merging, count: usize, folder: &Path) -> Result<Self> {
+        fs::create_dir(folder).context("create a folder for workers")?;
+        program.give(folder)?;
+        let launcher = Launcher::default();
+        let (workers, script) = program.workers(folder, count, &launcher)?;
+        let summary = folder.join("summary.json");
+        let mut words: Vec<OsString> = Vec::new();
+        if program.user.is_some() && merging.way.is_ours() {
+            let devices = folder.join("devices");
+            fs::create_dir(&devices)?;
+            words.extend(["unshare", "--mount", "sh", "-c", OWN_USERFAULTFD, "sh"].map(OsString::from));
+            words.push(devices.into());
+        }
+        words.extend(program.as_user().into_iter().map(OsString::from));
+        words.extend(merging.way.prefix(&merging.pagefold, &merging.options, &summary));
+        words.extend(["sh", "-c", &script].map(OsString::from));
+        let (first, rest) = words.split_first().context("a command has a program")?;
+        let log = folder.join("launcher.log");
+        let output = File::create(&log).context("create a log")?;
+        let mut command = Command::new(first);
+        command
+            .args(rest)
+            // Equal hashes, whoever merges.
+            .env("PYTHONHASHSEED", "0")
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            // Keys of the terminal are for us.
+            .process_group(0);
+        interrupt::let_through(&mut command);
+        let mut launch = Launch::new(command);
+        if merging.way.wanted(1).is_some() {
+            launch.memory_merge(true);
+        }
+        let launched = launch.spawn().with_context(|| format!("run {}", first.display()))?;
+        let mut child = launched.child;
+        let stdin = child.stdin.take();
+        launcher.started(launched.pidfd);
+        let mut group = Self { workers, digests: Vec::new(), child, stdin, summary };
+        let loaded = group.load();
+        group.digests = loaded.with_context(|| said(folder))?;
+        Ok(group)
+    }
+
+    /// All at the same time.
+    fn load(&mut self) -> Result<Vec<String>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = self.workers.iter_mut().map(|worker| scope.spawn(|| worker.loaded())).collect();
+            let loaded = threads.into_iter().map(|thread| thread.join());
+            loaded.map(|one| one.map_err(|_panic| anyhow::anyhow!("a thread has panicked"))?).collect()
+        })
+    }
+
+    /// The command that all run below.
+    pub(super) fn launcher(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Workers that do not hold what they loaded, or what all loaded, or what they were to write.
+    ///
+    /// # Errors
+    /// When one is gone.
+    pub(super) fn wrong(&mut self) -> Result<u64> {
+        let first = self.digests.first().cloned().unwrap_or_default();
+        let mut wrong = 0;
+        for (worker, digest) in self.workers.iter_mut().zip(&self.digests) {
+            let proof = worker.check()?;
+            wrong += u64::from(!proof.right || proof.digest != *digest || *digest != first);
+        }
+        Ok(wrong)
+    }
+
+    /// Ends the workers in order; the last summary, where pagefold merged.
+    ///
+    /// # Errors
+    /// When they do not end.
+    pub(super) fn end(mut self) -> Result<Option<Value>> {
+        ensure!(self.leave(FAREWELL), "the workers do not end");
+        let text = fs::read(&self.summary).unwrap_or_default();
+        Ok(serde_json::from_slice(&text).ok())
+    }
+
+    /// Tells all to end, and waits; false if they do not.
+    fn leave(&mut self, within: Duration) -> bool {
+        self.workers.clear();
+        self.stdin = None;
+        let deadline = Instant::now() + within;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(TICK);
+        }
+        true
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if self.leave(SHORT_FAREWELL) {
+            return;
+        }
+        for (pid, _) in host::tree(self.child.id()).unwrap_or_default() {
+            // As a descriptor it is certain to be still below the command, which is not reaped yet.
+            let process = Pid::from_raw(pid.get()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+            let Some(process) = process.filter(|_| host::tree(self.child.id()).is_ok_and(|tree| is_in(pid, &tree)))
+            else {
+                continue;
+            };
+            // Gone already is as good.
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_in(pid: kernel::Pid, tree: &[(kernel::Pid, String)]) -> bool {
+    tree.iter().any(|(one, _)| *one == pid)
+}
+
+/// What the command and the workers have said, for an error.
+fn said(folder: &Path) -> String {
+    let mut all = String::from("the workers did not load their data");
+    for name in ["launcher.log", "log"] {
+        let text = fs::read_to_string(folder.join(name)).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        for line in &lines[lines.len().saturating_sub(10)..] {
+            all.push('\n');
+            all.push_str(line);
+        }
+    }
+    all
+}
+
+/// One worker that starts, loads and ends as it will when it is measured, so that what is done only once is done:
+/// programs are read from disk, and pagefold judges them.
+///
+/// # Errors
+/// As [`Group::start`] and [`Group::end`].
+pub(super) fn warm_up(program: &Program, merging: &Merging) -> Result<()> {
+    let folder = program.folder.join("warm-up");
+    let mut group = Group::start(program, merging, 1, &folder)?;
+    // It is taken in once it has lived for a second.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        interrupt::go_on()?;
+        std::thread::sleep(TICK);
+    }
+    if group.wrong()? > 0 {
+        bail!("a worker does not hold what it loaded");
+    }
+    group.end()?;
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! The ways to merge.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::ValueEnum;
+use ksm::{Advisor, Rate, Wanted};
+use serde::Serialize;
+
+/// A way to merge the memory of a group of workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// No merging.
+    Plain,
+    /// `pagefold run --scope all`.
+    Pagefold,
+    /// The same with `--layout shared`.
+    Shared,
+    /// Kernel KSM with the kernel's own settings: 100 pages every 20 ms.
+    Ksm,
+    /// Kernel KSM without pauses.
+    KsmFlatOut,
+    /// Kernel KSM with the kernel's advisor (`advisor_mode` scan-time).
+    KsmAdvisor,
+}
+
+impl Way {
+    /// The name in reports.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Pagefold => "pagefold",
+            Self::Shared => "pagefold, shared layout",
+            Self::Ksm => "ksmd default",
+            Self::KsmFlatOut => "ksmd flat out",
+            Self::KsmAdvisor => "ksmd with the kernel's advisor",
+        }
+    }
+
+    /// pagefold merges.
+    pub(super) const fn is_ours(self) -> bool {
+        matches!(self, Self::Pagefold | Self::Shared)
+    }
+
+    /// What is asked of ksmd, where it merges. Everything else stays as the administrator has it. `scan_time` is the
+    /// advisor's goal in seconds; its other numbers are the kernel's defaults.
+    pub(super) fn wanted(self, scan_time: u32) -> Option<Wanted> {
+        let scans = Wanted { run: Some(true), ..Wanted::default() };
+        match self {
+            Self::Plain | Self::Pagefold | Self::Shared => None,
+            Self::Ksm => Some(Wanted { rate: Some(Rate { pages_to_scan: 100, sleep_millisecs: 20 }), ..scans }),
+            Self::KsmFlatOut => Some(Wanted { rate: Some(Rate::FLAT_OUT), ..scans }),
+            Self::KsmAdvisor => Some(Wanted {
+                advisor: Some(Advisor {
+                    target_scan_time: scan_time,
+                    max_cpu: 70,
+                    min_pages_to_scan: 500,
+                    max_pages_to_scan: 30_000,
+                }),
+                ..scans
+            }),
+        }
+    }
+
+    /// Words in front of the command, where pagefold merges.
+    pub(super) fn prefix(self, pagefold: &Path, options: &[OsString], summary: &Path) -> Vec<OsString> {
+        if !self.is_ours() {
+            return Vec::new();
+        }
+        let mut words = vec![pagefold.into(), "run".into(), "--quiet".into(), "--scope".into(), "all".into()];
+        if self == Self::Shared {
+            words.extend(["--layout".into(), "shared".into()]);
+        }
+        words.extend(options.iter().cloned());
+        words.extend(["--summary".into(), summary.into(), "--".into()]);
+        words
+    }
+}
