@@ -54,7 +54,7 @@ enum Scenario {
     Start(StartCommand),
     /// Workers of real programs that serve requests: without merging, under kernel KSM and under pagefold.
     ///
-    /// Every program, load and way takes --seconds and the time for loading: about 80 minutes if nothing is left out.
+    /// Every program, load and way takes --seconds and the time for loading: about an hour and a half if nothing is left out.
     /// It takes root for KSM's settings. What is not installed, or what this kernel lacks, is said and left out. The
     /// status is 1 if any answer or any worker's memory was wrong, or if a worker ended.
     Workers(ServedCommand),

@@ -104,6 +104,8 @@ pub(super) fn ratios(outcomes: &[Outcome]) -> Vec<Ratio> {
             }
             let work = |outcome: &Outcome| outcome.requests_per_cpu_second;
             add("requests for CPU", "1/s", Better::More, work(ours), (name, work(theirs)), same_work);
+            let work = |outcome: &Outcome| outcome.settled_requests_per_cpu_second;
+            add("requests for CPU once settled", "1/s", Better::More, work(ours), (name, work(theirs)), same_work);
             let rate = |outcome: &Outcome| outcome.requests_per_second;
             add("requests", "1/s", Better::More, rate(ours), (name, rate(theirs)), if merging { 0.0 } else { 0.98 });
             let again = |outcome: &Outcome| outcome.read_all_again_seconds;

@@ -11,7 +11,7 @@ use super::worker::Worker;
 
 /// Each worker gets a request so often.
 const EVERY: Duration = Duration::from_millis(500);
-/// Requests in a row for the time that one takes, and how many are one sample.
+/// How often `meanwhile` is called.
 const TICK: Duration = Duration::from_millis(200);
 
 /// What the requests ask for.

@@ -77,3 +77,23 @@ impl Way {
         words
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_is_merged_by_one_or_by_nobody() {
+        for way in Way::value_variants() {
+            let prefix = way.prefix(Path::new("pagefold"), &["--strict".into()], Path::new("summary"));
+            assert_eq!(!prefix.is_empty(), way.is_ours());
+            let wanted = way.wanted(20);
+            assert_eq!(wanted.is_some(), !way.is_ours() && *way != Way::Plain);
+            assert!(wanted.is_none_or(|wanted| wanted.run == Some(true) && wanted.smart_scan.is_none()));
+        }
+        let shared =
+            Way::Shared.prefix(Path::new("pagefold"), &["--strict".into()], Path::new("summary")).join(" ".as_ref());
+        let words = "pagefold run --quiet --scope all --layout shared --strict --summary summary --";
+        assert_eq!(shared, OsString::from(words));
+    }
+}

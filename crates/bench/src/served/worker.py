@@ -2,7 +2,7 @@
 
 It answers one line for each line on its standard input, and ends with it. The first line that it says is the digest of
 what it has loaded.
-  small N   reads 20 entries and raises 50 counters, which ones depends on N
+  small N   reads 20 entries in a row and raises 50 counters, where depends on N
   all       reads everything, and says a sum that is always the same
   check     digests everything, and says whether the counters are what they must be
 """
@@ -68,7 +68,7 @@ def main():
             number = int(number)
             total = 0
             for turn in range(20):
-                place = (number * 104729 + turn * 613) % ENTRIES
+                place = (number * 104729 + turn) % ENTRIES
                 value = table[keys[place]]
                 total += value[0] == place
             raise_some(counters, number)
