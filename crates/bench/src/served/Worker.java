@@ -40,7 +40,9 @@ public class Worker {
         MessageDigest digest = MessageDigest.getInstance("SHA-256");
         for (String key : keys) {
             digest.update(key.getBytes(StandardCharsets.ISO_8859_1));
-            for (int word : table.get(key)) digest.update(new byte[] {(byte) word, (byte) (word >> 8), (byte) (word >> 16)});
+            for (int word : table.get(key)) {
+                digest.update(new byte[] {(byte) word, (byte) (word >> 8), (byte) (word >> 16)});
+            }
         }
         digest.update(block);
         StringBuilder text = new StringBuilder();

@@ -1,8 +1,9 @@
 //! A backend of a PostgreSQL server as a worker, spoken to in its own protocol (version 3, simple queries).
 //!
 //! Each backend holds the result of one query in its own memory: a cursor WITH HOLD, as sessions of applications have
-//! them. Tables would lie in memory that all share. Each row has a pointer to the server's book-keeping in front of it,
-//! which depends on all that the backend has done before: equal rows are hardly ever in equal pages.
+//! them. Tables would lie in memory that all share. Up to PostgreSQL 15 each row has a pointer to the server's
+//! book-keeping in front of it, which moves a little with each backend that was started before: whether equal rows lie in
+//! equal pages is chance.
 
 use std::path::PathBuf;
 
