@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, Vaddr, page_size, pages_of_huge};
+use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, page_size, pages_of_huge};
 use page::{
     CandidateIndex, Fingerprint, Kind, Location, PageAge, PageNumber, PageRange, Place, Sighting, Spans, is_zero,
 };
 use store::{FillBuffer, FillRequest, PageReads, Partition};
 
 use crate::order::{Item, Task};
+use crate::view::bytes_of;
 
 /// Most bytes read at a time: what fits into a second-level cache, so that a page is hashed where it was just put.
 const READ_AT_ONCE: u64 = 1 << 20;
@@ -144,11 +145,6 @@ pub(crate) fn look(
         huge.spare(look.owner, before, findings);
     }
     true
-}
-
-fn bytes_of(pages: PageRange) -> Option<Range> {
-    let size = page_size();
-    Range::new(Vaddr(pages.start.address(size)), Vaddr(pages.end.address(size))).ok().filter(|range| !range.is_empty())
 }
 
 fn look_at(

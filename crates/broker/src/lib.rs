@@ -22,6 +22,7 @@ mod cycle;
 mod error;
 mod fitness;
 pub mod guardian;
+mod heat;
 mod image;
 mod left_alone;
 mod member;

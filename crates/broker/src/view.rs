@@ -7,6 +7,7 @@ use kernel::{Category, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, V
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 use store::mappings;
 
+use crate::heat::Heat;
 use crate::left_alone::ByReason;
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
@@ -19,6 +20,8 @@ pub(crate) struct Area {
     pub(crate) first: PageId,
     /// Cycles in which it was not registered for write tracking, the last ones in a row.
     untracked: u32,
+    /// Where writes are noticed at a price.
+    heat: Heat,
     /// Zero pages that were dropped, one bit a page.
     pub(crate) dropped: Bits,
 }
@@ -103,6 +106,7 @@ impl View {
                         ages: Ages::new(pages, policy),
                         first,
                         untracked: 0,
+                        heat: Heat::new(pages),
                         dropped: Bits::new(pages.pages()),
                     };
                     // What lies in the store already, after a change of the layout.
@@ -143,6 +147,12 @@ impl View {
     }
 }
 
+/// Plain numbers as the range that they are, `None` if it is empty.
+pub(crate) fn bytes_of(pages: PageRange) -> Option<Range> {
+    let size = kernel::page_size();
+    Range::new(Vaddr(pages.start.address(size)), Vaddr(pages.end.address(size))).ok().filter(|range| !range.is_empty())
+}
+
 /// Pages of a range as plain numbers.
 pub(crate) fn numbers(range: Range) -> PageRange {
     PageRange::new(PageNumber(range.start().page_index()), PageNumber(range.end().page_index()))
@@ -175,23 +185,29 @@ impl Area {
     /// told to register it: seldom, if that does not help.
     pub(crate) fn watch(&mut self, pagemap: &Pagemap, regions: &mut Vec<Region>) -> bool {
         self.ages.tick();
-        regions.clear();
-        let request = ScanRequest {
-            wp_matching: true,
-            check_wpasync: true,
-            mask: Category::WRITTEN | Category::PRESENT,
-            ret: Category::FILE | Category::PFNZERO,
-            ..ScanRequest::default()
-        };
-        let scanned = pagemap.scan_all(self.range, &request, regions);
-        // Of what lies before memory that is not registered as well: it is protected again.
-        for region in regions.iter().filter(|region| region.categories.is_empty()) {
-            let pages = numbers(region.range);
-            self.ages.written(pages);
-            pages.iter().for_each(|page| self.dropped.set(page.0 - self.ages.range().start.0, false));
+        let mut tracked = true;
+        for (piece, protects) in self.heat.turns() {
+            let Some(range) = bytes_of(piece) else { continue };
+            let request = ScanRequest {
+                wp_matching: protects,
+                check_wpasync: true,
+                mask: Category::WRITTEN | Category::PRESENT,
+                ret: Category::FILE | Category::PFNZERO,
+                ..ScanRequest::default()
+            };
+            let scanned = pagemap.scan_all(range, &request, regions);
+            // Of what lies before memory that is not registered as well: it is protected again.
+            for region in regions.iter().filter(|region| region.categories.is_empty()) {
+                let pages = numbers(region.range);
+                self.ages.written(pages);
+                self.heat.written(pages);
+                pages.iter().for_each(|page| self.dropped.set(page.0 - self.ages.range().start.0, false));
+            }
+            // New, or the gate has put fresh memory somewhere.
+            tracked &= !matches!(scanned, Err(PagemapError::NotTracked { .. }));
         }
-        // New, or the gate has put fresh memory somewhere.
-        if !matches!(scanned, Err(PagemapError::NotTracked { .. })) {
+        self.heat.cool();
+        if tracked {
             self.untracked = 0;
             return true;
         }
