@@ -97,7 +97,7 @@ fn send(link: &Seqpacket, words: [u64; WORDS], fds: &[std::os::fd::BorrowedFd<'_
 }
 
 /// What the guardian is called: a name in which the others' does not occur.
-const NAME: &CStr = c"pf-guardian";
+pub const NAME: &CStr = c"pf-guardian";
 
 struct Ward {
     index: u64,

@@ -43,6 +43,10 @@ pub(super) fn row(outcome: &Outcome, plain: Option<&Outcome>) -> String {
         outcome.read_all_again_seconds * 1e3,
         outcome.wrong_answers + outcome.wrong_workers,
     ));
+    if let Some(passes) = outcome.ksmd_passes {
+        let settled = if outcome.is_settled() { "" } else { ", which is too few" };
+        text.push_str(&format!("; {passes} passes{settled}"));
+    }
     if let Some(summary) = &outcome.summary {
         let list = |name: &str| summary[name].as_array().map_or(0, Vec::len);
         text.push_str(&format!(
@@ -87,20 +91,28 @@ pub(super) fn ratios(outcomes: &[Outcome]) -> Vec<Ratio> {
             ratios.push(Ratio::new((metric, unit, better), ours_is, theirs, goal));
         };
         let plain = of(Way::Plain);
-        for way in [Way::Plain, Way::Ksm, Way::KsmFlatOut, Way::KsmAdvisor] {
+        for way in [Way::Plain, Way::Ksm, Way::KsmFlatOut, Way::KsmFlatOutShared, Way::KsmAdvisor] {
             let Some(theirs) = of(way) else { continue };
+            // A layout is nobody's merit who merges.
+            if way != Way::Plain && way.is_shared_layout() != ours.way.is_shared_layout() {
+                continue;
+            }
             let name = way.name();
             let merging = way != Way::Plain;
             // What nobody has promised has no goal: 0. A request that comes rarely is too small to be slowed down by a
             // share of itself; what it adds to the load of the machine is in the samples.
             let same_work = if merging || ours.load == Load::Rare { 0.0 } else { 0.98 };
-            let goal = if merging { 1.0 } else { 0.0 };
+            // Whoever was not done yet has no goal against him either.
+            let goal = if merging && theirs.is_settled() { 1.0 } else { 0.0 };
             add("private memory", "bytes", Better::Less, ours.private_bytes, (name, theirs.private_bytes), goal);
             if let Some(plain) = plain.filter(|_| merging) {
                 let saved = |outcome: &Outcome| outcome.saved_mib(plain).max(0.0);
                 let rate = |outcome: &Outcome| outcome.saved_mib_per_cpu_second(plain).max(0.0);
-                add("saved", "MiB", Better::More, saved(ours), (name, saved(theirs)), 1.0);
-                add("saved for CPU", "MiB/s", Better::More, rate(ours), (name, rate(theirs)), 5.0);
+                // Nobody is compared with nothing.
+                if saved(theirs) > 0.0 {
+                    add("saved", "MiB", Better::More, saved(ours), (name, saved(theirs)), goal);
+                    add("saved for CPU", "MiB/s", Better::More, rate(ours), (name, rate(theirs)), 5.0 * goal);
+                }
             }
             let work = |outcome: &Outcome| outcome.requests_per_cpu_second;
             add("requests for CPU", "1/s", Better::More, work(ours), (name, work(theirs)), same_work);

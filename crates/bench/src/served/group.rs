@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kernel::Launch;
+use ksm::{Layout, StackLimit};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
@@ -52,6 +53,7 @@ pub(super) struct Group {
     pub(super) workers: Vec<Box<dyn Worker>>,
     /// What each said after loading.
     digests: Vec<String>,
+    launcher: Launcher,
     child: Child,
     /// Its end ends the workers.
     stdin: Option<ChildStdin>,
@@ -98,11 +100,15 @@ impl Group {
         if merging.way.wanted(1).is_some() {
             launch.memory_merge(true);
         }
-        let launched = launch.spawn().with_context(|| format!("run {}", first.display()))?;
+        // What runs below it inherits both.
+        let shared = merging.way.is_shared_layout() && !merging.way.is_ours();
+        let layout = if shared { Layout::draw()? } else { Layout::Default };
+        let (launched, _) =
+            layout.spawn(launch, StackLimit::PutBack).with_context(|| format!("run {}", first.display()))?;
         let mut child = launched.child;
         let stdin = child.stdin.take();
         launcher.started(launched.pidfd);
-        let mut group = Self { workers, digests: Vec::new(), child, stdin, summary };
+        let mut group = Self { workers, digests: Vec::new(), launcher, child, stdin, summary };
         let loaded = group.load();
         group.digests = loaded.with_context(|| said(folder))?;
         Ok(group)
@@ -118,8 +124,18 @@ impl Group {
     }
 
     /// The command that all run below.
-    pub(super) fn launcher(&self) -> u32 {
+    pub(super) fn root(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The same, to be asked whether it goes on.
+    pub(super) fn launcher(&self) -> Launcher {
+        self.launcher.clone()
+    }
+
+    /// What the first said after loading.
+    pub(super) fn digest(&self) -> &str {
+        self.digests.first().map_or("", String::as_str)
     }
 
     /// Workers that do not hold what they loaded, or what all loaded, or what they were to write.
@@ -166,13 +182,15 @@ impl Drop for Group {
         if self.leave(SHORT_FAREWELL) {
             return;
         }
-        for (pid, _) in host::tree(self.child.id()).unwrap_or_default() {
-            // As a descriptor it is certain to be still below the command, which is not reaped yet.
-            let process = Pid::from_raw(pid.get()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-            let Some(process) = process.filter(|_| host::tree(self.child.id()).is_ok_and(|tree| is_in(pid, &tree)))
-            else {
-                continue;
-            };
+        // All of them before the first is killed, whose children belong to somebody else then. Whoever is still below the
+        // command after its descriptor was opened is the one that was meant.
+        let open = |(pid, _): (kernel::Pid, String)| {
+            let process = Pid::from_raw(pid.get()).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())?;
+            Some((pid, process))
+        };
+        let all: Vec<_> = host::tree(self.child.id()).unwrap_or_default().into_iter().filter_map(open).collect();
+        let again = host::tree(self.child.id()).unwrap_or_default();
+        for (_, process) in all.iter().rev().filter(|(pid, _)| is_in(*pid, &again)) {
             // Gone already is as good.
             let _ = pidfd_send_signal(process, Signal::KILL);
         }

@@ -114,7 +114,10 @@ impl Served {
         let mut times: Vec<f64> =
             self.requests.iter().filter(|(asked, _)| *asked >= from).map(|(_, took)| *took).collect();
         times.sort_by(f64::total_cmp);
-        let at = |share: f64| times.get((times.len() as f64 * share) as usize).copied().unwrap_or(0.0);
+        let at = |share: f64| {
+            let rank = (times.len() as f64 * share).ceil() as usize;
+            times.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
+        };
         Latency { p50: at(0.5), p99: at(0.99), max: times.last().copied().unwrap_or(0.0) }
     }
 }
@@ -127,8 +130,8 @@ mod tests {
     fn latencies_are_ranks() {
         let requests = (0..100).map(|number| (f64::from(number), f64::from(99 - number))).collect();
         let served = Served { requests, wrong: 0 };
-        assert_eq!(served.latency(0.0), Latency { p50: 50.0, p99: 99.0, max: 99.0 });
-        assert_eq!(served.latency(90.0), Latency { p50: 5.0, p99: 9.0, max: 9.0 });
+        assert_eq!(served.latency(0.0), Latency { p50: 49.0, p99: 98.0, max: 99.0 });
+        assert_eq!(served.latency(90.0), Latency { p50: 4.0, p99: 9.0, max: 9.0 });
         assert_eq!(Served::default().latency(0.0), Latency::default());
     }
 }

@@ -15,11 +15,14 @@ use super::load::{Latency, Load, serve};
 use super::look::Look;
 use super::way::Way;
 use super::worker::Worker;
+use crate::advisor::prime;
 use crate::sides::Scanner;
 use crate::vm::host::median;
 
 /// How often memory is looked at.
 const EVERY: Duration = Duration::from_secs(2);
+/// Passes of ksmd after which what stays is merged: it remembers a page in the first, and finds its equal in the second.
+const PASSES: u64 = 3;
 /// Requests for all data after the first: the shortest says what one takes when nothing else is in its way.
 const READ_AGAIN: u32 = 10;
 
@@ -45,6 +48,11 @@ pub(super) struct Outcome {
     pub(super) private_checked_bytes: u64,
     /// CPU time of ksmd, or of broker, guardian and helpers, from the start of the workers to the end of serving.
     pub(super) cpu_seconds: f64,
+    /// Passes that ksmd has ended while they served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ksmd_passes: Option<u64>,
+    /// What the first worker said that it holds.
+    pub(super) digest: String,
     /// CPU time of the workers while they served.
     pub(super) workers_cpu_seconds: f64,
     /// Requests that were answered.
@@ -88,9 +96,14 @@ pub(super) struct Measurement {
 }
 
 impl Outcome {
-    /// Everything was right.
-    pub(super) fn right(&self) -> bool {
-        self.wrong_answers + self.wrong_workers == 0
+    /// Everything was right, also beside what other workers of this program have loaded.
+    pub(super) fn right(&self, others: &[Self]) -> bool {
+        self.wrong_answers + self.wrong_workers == 0 && others.iter().all(|other| other.digest == self.digest)
+    }
+
+    /// ksmd has seen each page often enough to merge what it can, or it is not ksmd who merged.
+    pub(super) fn is_settled(&self) -> bool {
+        self.ksmd_passes.is_none_or(|passes| passes >= PASSES)
     }
 
     /// MiB less than `plain`.
@@ -142,7 +155,11 @@ impl Measurement {
         let Some(wanted) = self.merging.way.wanted(self.scan_time) else { return self.serve(program, None) };
         let scanner = Scanner::acquire()?;
         scanner.forget_the_dead()?;
-        scanner.ask(wanted)?;
+        if self.merging.way == Way::KsmAdvisor {
+            prime(&scanner, wanted)?;
+        } else {
+            scanner.ask(wanted)?;
+        }
         let outcome = self.serve(program, Some(&scanner));
         // Until ksmd has been there, the workers that have ended count as if they were alive.
         let clean = scanner.forget_the_dead();
@@ -156,10 +173,14 @@ impl Measurement {
         let begun = Instant::now();
         let mut group = Group::start(program, &self.merging, self.count, &self.folder)?;
         let loading_seconds = begun.elapsed().as_secs_f64();
-        let (root, mut looks) = (group.launcher(), vec![Look::take(group.launcher(), Duration::ZERO)?]);
+        let (root, launcher) = (group.root(), group.launcher());
+        let mut looks = vec![Look::take(root, Duration::ZERO)?];
+        let passes_before = scanner.map(Scanner::counters).transpose()?.map(|counters| counters.full_scans);
         let third = self.time.as_secs_f64() * 2.0 / 3.0;
         let every = EVERY.min(self.time / 6);
         let served = serve(&mut group.workers, self.load, self.time, |since| {
+            // Whoever merges is gone with the command, and with him what he has in his store.
+            launcher.alive()?;
             if since.as_secs_f64() >= looks.last().map_or(0.0, |look| look.seconds) + every.as_secs_f64() {
                 looks.push(Look::take(root, since)?);
             }
@@ -174,11 +195,16 @@ impl Measurement {
         let reading = |of: fn(&Reading) -> f64| median(readings.iter().map(of).collect());
         let wrong_workers = group.wrong()?;
         let checked = Look::take(root, begun.elapsed())?;
+        launcher.alive()?;
+        let digest = group.digest().to_owned();
         let summary = group.end()?;
+        anyhow::ensure!(summary.is_some() == self.merging.way.is_ours(), "pagefold run has left no summary");
         let settled: Vec<Look> = looks.iter().copied().filter(|look| look.seconds >= third).collect();
         let middle = |of: fn(&Look) -> u64| median(settled.iter().map(|look| of(look) as f64).collect());
         let per = |requests: usize, cpu: f64| if cpu > 0.0 { requests as f64 / cpu } else { 0.0 };
-        let workers_cpu_seconds = end.workers_cpu - begin.workers_cpu;
+        let workers_cpu_seconds = (end.workers_cpu - begin.workers_cpu).max(0.0);
+        // Of helpers that have ended too, but with the time after serving; the last look knows neither.
+        let ended = summary.as_ref().and_then(|summary| summary["cpu_seconds"].as_f64()).unwrap_or(0.0);
         let from = settled.first().copied().unwrap_or(end);
         let late = served.requests.iter().filter(|(asked, _)| *asked >= from.seconds).count();
         Ok(Outcome {
@@ -192,7 +218,12 @@ impl Measurement {
             store_bytes: middle(|look| look.store),
             managers_bytes: middle(|look| look.managers),
             private_checked_bytes: checked.private,
-            cpu_seconds: ksmd_cpu.map_or(end.managers_cpu, |cpu| cpu.as_secs_f64()),
+            cpu_seconds: ksmd_cpu.map_or(end.managers_cpu.max(ended), |cpu| cpu.as_secs_f64()),
+            ksmd_passes: counters
+                .as_ref()
+                .zip(passes_before)
+                .map(|(now, before)| now.full_scans.saturating_sub(before)),
+            digest,
             workers_cpu_seconds,
             requests: served.requests.len() as u64,
             requests_per_second: per(served.requests.len(), end.seconds),

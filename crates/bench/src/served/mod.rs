@@ -158,7 +158,7 @@ impl ServedCommand {
                 Ok(outcome) => {
                     let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
                     eprintln!("{}", compare::row(&outcome, plain));
-                    right &= outcome.right();
+                    right &= outcome.right(&outcomes);
                     outcomes.push(outcome);
                 }
                 Err(error) => {

@@ -21,6 +21,8 @@ pub enum Way {
     Ksm,
     /// Kernel KSM without pauses.
     KsmFlatOut,
+    /// The same, with the layout that `--layout shared` gives.
+    KsmFlatOutShared,
     /// Kernel KSM with the kernel's advisor (`advisor_mode` scan-time).
     KsmAdvisor,
 }
@@ -34,6 +36,7 @@ impl Way {
             Self::Shared => "pagefold, shared layout",
             Self::Ksm => "ksmd default",
             Self::KsmFlatOut => "ksmd flat out",
+            Self::KsmFlatOutShared => "ksmd flat out, shared layout",
             Self::KsmAdvisor => "ksmd with the kernel's advisor",
         }
     }
@@ -43,6 +46,11 @@ impl Way {
         matches!(self, Self::Pagefold | Self::Shared)
     }
 
+    /// All workers have their memory at the same addresses, whoever merges it.
+    pub(super) const fn is_shared_layout(self) -> bool {
+        matches!(self, Self::Shared | Self::KsmFlatOutShared)
+    }
+
     /// What is asked of ksmd, where it merges. Everything else stays as the administrator has it. `scan_time` is the
     /// advisor's goal in seconds; its other numbers are the kernel's defaults.
     pub(super) fn wanted(self, scan_time: u32) -> Option<Wanted> {
@@ -50,7 +58,7 @@ impl Way {
         match self {
             Self::Plain | Self::Pagefold | Self::Shared => None,
             Self::Ksm => Some(Wanted { rate: Some(Rate { pages_to_scan: 100, sleep_millisecs: 20 }), ..scans }),
-            Self::KsmFlatOut => Some(Wanted { rate: Some(Rate::FLAT_OUT), ..scans }),
+            Self::KsmFlatOut | Self::KsmFlatOutShared => Some(Wanted { rate: Some(Rate::FLAT_OUT), ..scans }),
             Self::KsmAdvisor => Some(Wanted {
                 advisor: Some(Advisor {
                     target_scan_time: scan_time,
