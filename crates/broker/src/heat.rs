@@ -18,15 +18,17 @@ const SELDOM: u8 = 4;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Chunk {
-    /// Protections in a row after which many pages had been written when it came to the next.
+    /// Protections in a row after which many pages were written in one cycle.
     hot: u8,
     /// Cycles until the next.
     wait: u16,
-    /// Pages seen written in this cycle.
+    /// It was protected in the cycle before: what is written now is what one cycle brings.
+    fresh: bool,
+    /// Pages seen written in this cycle, or since they were protected.
     written: u64,
 }
 
-/// The chunks of one area.
+/// The chunks of one area, cut where huge pages begin.
 #[derive(Debug)]
 pub(crate) struct Heat {
     pages: PageRange,
@@ -36,22 +38,23 @@ pub(crate) struct Heat {
 impl Heat {
     /// Nothing is known yet.
     pub(crate) fn new(pages: PageRange) -> Self {
-        let chunks = usize::try_from(pages.pages().div_ceil(CHUNK)).expect("chunks are fewer than pages");
-        Self { pages, chunks: vec![Chunk::default(); chunks] }
+        let count = pages.end.0.div_ceil(CHUNK).saturating_sub(pages.start.0 / CHUNK);
+        let count = usize::try_from(count).expect("chunks are fewer than pages");
+        Self { pages, chunks: vec![Chunk::default(); count] }
     }
 
     /// The pieces of the area to be scanned in this cycle, each with whether what was written there is protected again.
     pub(crate) fn turns(&mut self) -> Vec<(PageRange, bool)> {
         let mut turns: Vec<(PageRange, bool)> = Vec::new();
-        let pages = self.pages;
-        for (index, chunk) in self.chunks.iter_mut().enumerate() {
+        let first = self.pages.start.0 / CHUNK;
+        for (number, chunk) in (first..).zip(&mut self.chunks) {
             chunk.written = 0;
             let due = chunk.wait == 0;
-            let start = pages.start.offset(index as u64 * CHUNK);
-            let end = PageNumber((start.0 + CHUNK).min(pages.end.0));
+            let whole = PageRange::new(PageNumber(number * CHUNK), PageNumber((number + 1) * CHUNK));
+            let piece = whole.intersection(self.pages);
             match turns.last_mut() {
-                Some((before, protects)) if *protects == due => before.end = end,
-                _ => turns.push((PageRange::new(start, end), due)),
+                Some((before, protects)) if *protects == due => before.end = piece.end,
+                _ => turns.push((piece, due)),
             }
         }
         turns
@@ -60,11 +63,12 @@ impl Heat {
     /// Pages of a piece were written.
     pub(crate) fn written(&mut self, pages: PageRange) {
         let inside = pages.intersection(self.pages);
-        let mut at = inside.start;
-        while at < inside.end {
-            let index = (at.0 - self.pages.start.0) / CHUNK;
-            let end = PageNumber((self.pages.start.0 + (index + 1) * CHUNK).min(inside.end.0));
-            self.chunks[index as usize].written += end.0 - at.0;
+        let first = self.pages.start.0 / CHUNK;
+        let mut at = inside.start.0;
+        while at < inside.end.0 {
+            let number = at / CHUNK;
+            let end = ((number + 1) * CHUNK).min(inside.end.0);
+            self.chunks[(number - first) as usize].written += end - at;
             at = end;
         }
     }
@@ -72,13 +76,17 @@ impl Heat {
     /// The cycle is over: says when each chunk is protected the next time.
     pub(crate) fn cool(&mut self) {
         for chunk in &mut self.chunks {
-            if chunk.wait > 0 {
-                chunk.wait -= 1;
-                continue;
+            let protected = chunk.wait == 0;
+            if chunk.fresh {
+                chunk.hot = if chunk.written > LUKEWARM { chunk.hot.saturating_add(1) } else { 0 };
             }
-            chunk.hot = if chunk.written > LUKEWARM { chunk.hot.saturating_add(1) } else { 0 };
-            let times = chunk.hot.saturating_sub(PATIENT).min(SELDOM);
-            chunk.wait = (1 << (2 * times)) - 1;
+            chunk.wait = match (protected, chunk.fresh && chunk.hot == 0) {
+                (true, _) => (1 << (2 * chunk.hot.saturating_sub(PATIENT).min(SELDOM))) - 1,
+                // It has cooled.
+                (false, true) => 0,
+                (false, false) => chunk.wait - 1,
+            };
+            chunk.fresh = protected;
         }
     }
 }
@@ -106,22 +114,26 @@ mod tests {
 
     #[test]
     fn what_is_hot_is_protected_seldom() {
-        let mut heat = Heat::new(pages(100, 100 + 3 * CHUNK));
-        let hot = pages(100 + CHUNK + 7, 100 + CHUNK + 7 + 100);
-        // Three in a row, then after 4, 16, 64, 256 cycles.
-        assert_eq!(protections(&mut heat, 100 + CHUNK, 3 + 340, hot), 3 + 4);
-        assert_eq!(protections(&mut heat, 100 + CHUNK, 2560, hot), 10);
+        let mut heat = Heat::new(pages(CHUNK - 100, 3 * CHUNK));
+        let hot = pages(CHUNK + 7, CHUNK + 7 + 100);
+        // Four in a row, then after 4, 16, 64, 256 cycles.
+        assert_eq!(protections(&mut heat, CHUNK, 4 + 4 + 16 + 64 + 256, hot), 4 + 4);
+        assert_eq!(protections(&mut heat, CHUNK, 2560, hot), 10);
         // Its neighbours are as before.
-        assert_eq!(protections(&mut heat, 100, 50, hot), 50);
-        assert_eq!(protections(&mut heat, 100 + 2 * CHUNK, 50, hot), 50);
+        assert_eq!(protections(&mut heat, CHUNK - 1, 50, hot), 50);
+        assert_eq!(protections(&mut heat, 2 * CHUNK, 50, hot), 50);
     }
 
     #[test]
     fn what_is_left_alone_is_watched_closely_again() {
         let mut heat = Heat::new(pages(0, CHUNK));
         protections(&mut heat, 0, 50, pages(0, CHUNK));
-        // At the next turn, which comes after 64 cycles at most, it is seen to have cooled.
-        protections(&mut heat, 0, 64, pages(0, 0));
+        // All of it was written since its last turn, and nothing in the cycle after the next, which comes after 64.
+        for cycle in 0..70 {
+            let due = heat.turns()[0].1;
+            heat.written(if due || cycle < 30 { pages(0, CHUNK) } else { pages(0, 0) });
+            heat.cool();
+        }
         assert_eq!(protections(&mut heat, 0, 20, pages(0, 0)), 20);
     }
 
