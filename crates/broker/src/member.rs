@@ -266,13 +266,25 @@ impl Member {
             Recovered { lost: 1, ..Recovered::default() }
         };
         if recovered.lost == 0 {
-            let (uffd, pid) = (&self.attended.uffd, self.attended.grounds.pid);
-            // Everything: what has become unfit for merging since it was registered is not in the view any more.
-            release(uffd, pid, Vaddr(0), Vaddr(ADDRESS_SPACE));
+            self.let_go();
             nobody_lives(self.control());
             self.attendants = None;
         }
         recovered
+    }
+
+    /// Takes out of the registration what may be in it: what is managed, also what has become unfit for merging since it was
+    /// registered, and the scratch areas. Nothing else, which may be registered with a userfaultfd of the program's: up to
+    /// Linux 6.16 it would be taken from that one. What is left goes when the last descriptor is closed.
+    fn let_go(&self) {
+        let Attended { uffd, grounds, .. } = &*self.attended;
+        let scratch =
+            [(grounds.scratch, abi::SCRATCH), (grounds.diverged_scratch, kernel::page_size() * abi::BATCH_MAX as u64)];
+        let scratch = scratch.map(|(start, len)| (start, Vaddr(start.get().saturating_add(len))));
+        let managed = self.ranges().into_iter().map(|range| (range.start(), range.end()));
+        for (start, end) in managed.chain(scratch) {
+            release(uffd, grounds.pid, start, end);
+        }
     }
 
     /// Keeps what could not be given back frozen for as long as this process lives.
@@ -291,9 +303,6 @@ impl Member {
         (self.attended.grounds, fds)
     }
 }
-
-/// End of the addresses that a program can have mappings at (TASK_SIZE with four levels of page tables).
-const ADDRESS_SPACE: u64 = 1 << 47;
 
 /// What the broker brings to an introduction.
 pub(crate) struct Host<'a> {

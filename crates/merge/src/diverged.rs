@@ -63,8 +63,9 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
     space.journal_begin(KIND, window.0, window.1);
     let begun = space.now();
     let mut held = Held::new(KIND);
-    for run in &runs[..len] {
-        freeze(space, batch, run, &mut held);
+    let mut foreign = [false; RUNS_MAX];
+    for (run, foreign) in runs[..len].iter().zip(&mut foreign) {
+        *foreign = !freeze(space, batch, run, &mut held);
     }
     if held.len > 0 {
         space.barrier();
@@ -73,7 +74,7 @@ pub(crate) fn run<S: AddressSpace>(space: &mut S, order: &Order, batch: &mut Bat
         replace(space, batch, &held, &needs, &was);
         held.thaw_refused(space, batch)?;
     }
-    for run in &runs[..len] {
+    for (run, _) in runs[..len].iter().zip(foreign).filter(|(_, foreign)| !foreign) {
         let (start, end) = range(space, batch, run);
         space.unregister(start, end);
         space.wake(start, end);
@@ -162,10 +163,12 @@ fn look_again<S: AddressSpace>(
 }
 
 /// What was moved is held, what was not is refused. The run stays registered until the end of the batch.
-fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, run: &Run, held: &mut Held) {
+/// `false` if somebody else has the run registered, who keeps it.
+fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, run: &Run, held: &mut Held) -> bool {
     let (start, end) = range(space, batch, run);
     let pages = Pages { start, count: run.count };
-    let (moved, failure) = match space.register(start, end, RegisterMode::MissingAndMinor) {
+    let registered = space.register(start, end, RegisterMode::MissingAndMinor);
+    let (moved, failure) = match registered {
         Ok(()) => {
             space.journal(KIND, held.len, pages);
             let frozen = space.freeze(KIND, pages, held.len);
@@ -180,6 +183,7 @@ fn freeze<S: AddressSpace>(space: &mut S, batch: &mut Batch, run: &Run, held: &m
             batch.outcomes[index] = refusal(failure);
         }
     }
+    registered != Err(Failure::Busy)
 }
 
 fn verify<S: AddressSpace>(

@@ -52,7 +52,8 @@ fn run_mapping<S: AddressSpace>(
     space.journal_begin(KIND, start, end);
     let begun = space.now();
     let mut held = Held::new(KIND);
-    match space.register(start, end, RegisterMode::Missing) {
+    let registered = space.register(start, end, RegisterMode::Missing);
+    match registered {
         Ok(()) => freeze(space, batch, among, &mut held),
         Err(failure) => batch.refuse(among, refusal(failure)),
     }
@@ -64,8 +65,11 @@ fn run_mapping<S: AddressSpace>(
         held.thaw_refused(space, batch)?;
     }
     // Replaced pages are out of the registration already; those who wait there need the wake-up as well.
-    space.unregister(start, end);
-    space.wake(start, end);
+    // Busy: all of it is as somebody else has registered it.
+    if registered != Err(Failure::Busy) {
+        space.unregister(start, end);
+        space.wake(start, end);
+    }
     let frozen = space.now().saturating_sub(begun);
     space.discard_scratch(KIND, held.len);
     space.journal_end();

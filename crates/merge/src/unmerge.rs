@@ -97,7 +97,8 @@ fn run_one<S: AddressSpace>(
     space.journal_begin(KIND, start, end);
     let begun = space.now();
     let mut held = Held::new(KIND);
-    let (moved, failure) = match space.register(start, end, RegisterMode::MissingAndMinor) {
+    let registered = space.register(start, end, RegisterMode::MissingAndMinor);
+    let (moved, failure) = match registered {
         Ok(()) => {
             space.journal(KIND, 0, pages);
             let frozen = space.freeze(KIND, pages, 0);
@@ -127,8 +128,11 @@ fn run_one<S: AddressSpace>(
         }
         held.thaw_refused(space, batch)?;
     }
-    space.unregister(start, end);
-    space.wake(start, end);
+    // Busy: all of it is as somebody else has registered it.
+    if registered != Err(Failure::Busy) {
+        space.unregister(start, end);
+        space.wake(start, end);
+    }
     let frozen = space.now().saturating_sub(begun);
     space.discard_scratch(KIND, held.len);
     space.journal_end();

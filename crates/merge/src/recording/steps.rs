@@ -202,7 +202,12 @@ impl AddressSpace for Recording {
         if pages.len() as u64 != (end - start) / self.page_size {
             return Err(Failure::Properties);
         }
-        let some = if result.is_ok() { pages.len() } else { pages.len().div_ceil(2) };
+        let some = match result {
+            Ok(()) => pages.len(),
+            // Whose they are is looked at before the first is registered.
+            Err(Failure::Busy) => 0,
+            Err(_) => pages.len().div_ceil(2),
+        };
         for address in &pages[..some] {
             self.pages.get_mut(address).expect("just seen").registered = Some(mode);
         }
