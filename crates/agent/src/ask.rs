@@ -45,27 +45,41 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
     alone::unmerge(start, end)
 }
 
-/// As [`unmerge`]; and no userfaultfd of pagefold's has the range any more, if it is not managed. Where nothing is merged
-/// it may be tracked, and a helper that lives has to let go of it. After one that was killed the burial does.
-pub(crate) fn release(start: u64, end: u64) -> bool {
-    if STATE.table.next_merged(start, end).is_some() {
-        return unmerge(start, end);
-    }
+/// Of a range that is not managed any more: no userfaultfd of pagefold's has it any more either, as far as the helper says
+/// so in time. It may have been tracked, also where nothing was merged. After a helper that was killed the burial does it.
+pub(crate) fn release(start: u64, end: u64) {
+    const WITHIN_NS: u64 = 2_000_000_000;
     let tracks = |control: &&Control| control.joined.load(SeqCst) != 0 && is_served(control);
-    STATE.control().filter(tracks).is_none_or(|control| ask_helper(control, start, end) || !is_served(control))
+    if let Some(control) = STATE.control().filter(tracks) {
+        let _ = ask(control, start, end, sys::monotonic().saturating_add(WITHIN_NS));
+    }
 }
 
 /// `false` if the helper could not do it, or ended.
 fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
+    ask(control, start, end, u64::MAX)
+}
+
+/// As [`ask_helper`], and not after `until`. Signals wait: a handler that never comes back, or the end of the thread, would
+/// leave the turn with somebody who lives and does not ask.
+fn ask(control: &Control, start: u64, end: u64, until: u64) -> bool {
+    let mask = sys::block_signals();
+    let done = asked(control, start, end, until);
+    sys::restore_signals(mask);
+    done
+}
+
+fn asked(control: &Control, start: u64, end: u64, until: u64) -> bool {
     /// How long one may take to introduce itself. The broker may be stopped.
     const JOINED_WITHIN_NS: u64 = 5_000_000_000;
     let tid = sys::gettid();
-    // A signal handler of the thread that asks cannot.
-    if !take_turn(&control.ask.owner, |owner| owner != tid) {
+    // A signal handler that came before they were blocked cannot, if its thread asks.
+    if !take_turn(&control.ask.owner, |owner| owner != tid && sys::monotonic() <= until) {
         return false;
     }
-    let until = sys::monotonic().saturating_add(JOINED_WITHIN_NS);
-    let goes_on = || is_served(control) && (control.joined.load(SeqCst) != 0 || sys::monotonic() <= until);
+    let joins_until = sys::monotonic().saturating_add(JOINED_WITHIN_NS);
+    let in_time = |now: u64| now <= until && (control.joined.load(SeqCst) != 0 || now <= joins_until);
+    let goes_on = || is_served(control) && in_time(sys::monotonic());
     control.ask.start.store(start, SeqCst);
     control.ask.end.store(end, SeqCst);
     control.ask.state.store(ask::ASKED, SeqCst);

@@ -14,7 +14,7 @@ use abi::control::stop;
 use abi::mark::{Keep, Mark};
 use abi::uapi::UffdioRegister;
 
-use crate::ask::{is_served, release, unmerge};
+use crate::ask::{is_served, unmerge};
 use crate::elf::for_each_mapping;
 use crate::handover::{self, UNMERGE_TRIES, unmergeable};
 use crate::state::STATE;
@@ -64,8 +64,12 @@ pub extern "C" fn dispatch(registers: &mut Registers) {
         return;
     }
     child::notice();
-    let result = if STATE.all.load(SeqCst) == 0 { known(registers) } else { scope::handle(registers) };
+    let result = if registers.rax == nr::PROCESS_MADVISE { process_madvise(registers) } else { handle(registers) };
     registers.rax = result as u64;
+}
+
+fn handle(call: &Registers) -> i64 {
+    if STATE.all.load(SeqCst) == 0 { known(call) } else { scope::handle(call) }
 }
 
 /// A call, with what its range has of managed memory.
@@ -96,7 +100,6 @@ pub(crate) fn known(call: &Registers) -> i64 {
         nr::BRK => brk(call),
         nr::SHMAT => shmat(call),
         nr::MLOCKALL => mlockall(call),
-        nr::PROCESS_MADVISE => process_madvise(call),
         nr::PRCTL => adoption::prctl(call),
         // Only strict mode and filters; the rest are questions.
         nr::SECCOMP if call.rdi & 0xffff_ffff <= 1 => STATE.restricts(call.raw()),
@@ -254,12 +257,15 @@ pub(crate) fn unmerge_all() -> bool {
     const IN_VAIN: u32 = 5;
     const AT_MOST_NS: u64 = 30_000_000_000;
     gated(|_| ());
+    if STATE.table.next_merged(0, USER_END).is_none() {
+        return true;
+    }
     let until = sys::monotonic().saturating_add(AT_MOST_NS);
     let (mut left, mut in_vain) = (merged_pages(), 0);
     while left > 0 && in_vain < IN_VAIN && sys::monotonic() < until {
         let mut at = 0;
         while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
-            if !unmerge(start, end) && !STATE.control().is_some_and(is_served) {
+            if !unmerge(start, end) && (!STATE.control().is_some_and(is_served) || sys::monotonic() > until) {
                 return false;
             }
             at = end;
@@ -454,66 +460,91 @@ fn shmat(call: &Registers) -> i64 {
     replaced(call, span(call.rsi & !(PAGE - 1), size))
 }
 
-/// A destructive advice about several ranges, of which the program's own memory alone can be meant (6.13). As the kernel does
-/// it: all vectors are read, then range after range is advised, up to the first that is refused.
+/// Advice about several ranges, of which those of the program itself can be meant, whatever the advice (6.13). As the kernel
+/// does it: all vectors are looked at first, then range after range is advised, up to the first that is refused.
+#[inline(never)]
 fn process_madvise(call: &Registers) -> i64 {
     const VECTORS_MAX: u64 = 1024;
     /// What one call takes of all vectors together: MAX_RW_COUNT.
     const BYTES_MAX: u64 = 0x7fff_f000;
-    let advice = call.r10 & 0xffff_ffff;
-    let destructive =
-        matches!(advice, advice::DONTNEED | advice::DONTNEED_LOCKED | advice::FREE | advice::GUARD_INSTALL);
-    if !destructive || STATE.manages_nothing() || call.rdx > VECTORS_MAX {
+    // Without a vector it is refused for what it says of the process, and does nothing. Of another process nothing can be
+    // advised that matters here; the kernel knows which.
+    let own = || (Registers { rdx: 0, r10: advice::DONTNEED, ..*call }).raw() == 0;
+    if STATE.manages_nothing() || call.rdx > VECTORS_MAX || !own() || (Registers { rdx: 0, ..*call }).raw() != 0 {
         return call.raw();
     }
-    // Without a vector it is refused for what it says of the process, and does nothing.
-    if (Registers { rdx: 0, ..*call }).raw() != 0 {
-        return call.raw();
+    // Few are read once. More may lie in memory that the call itself throws away: then it ends there.
+    let mut few = [0_u8; 16 * 16];
+    let is_few = call.rdx <= 16;
+    if is_few && !sys::read_own(sys::getpid(), call.rsi, &mut few[..call.rdx as usize * 16]) {
+        return -errno::EFAULT;
     }
     let vector = |index: u64| {
         let mut raw = [0_u8; 16];
-        let read = sys::read_own(sys::getpid(), call.rsi.wrapping_add(index * 16), &mut raw);
+        if is_few {
+            raw.copy_from_slice(&few[index as usize * 16..][..16]);
+        } else if !sys::read_own(sys::getpid(), call.rsi.wrapping_add(index * 16), &mut raw) {
+            return Err(-errno::EFAULT);
+        }
         let (start, len) = raw.split_at(8);
         let value = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-        (read && value(len) <= i64::MAX as u64).then(|| (value(start), value(len)))
-    };
-    if (0..call.rdx).any(|index| vector(index).is_none()) {
-        return call.raw();
-    }
-    gated(|_| {
-        let mut advised = 0;
-        for index in 0..call.rdx {
-            // Another thread may have unmapped it since.
-            let Some((start, len)) = vector(index) else { return -errno::EFAULT };
-            let len = len.min(BYTES_MAX - advised);
-            let one = Registers { rax: nr::MADVISE, rdi: start, rsi: len, rdx: advice, ..*call };
-            let result = match touches(reach(start, len)) {
-                Some((start, end)) => discard(&one, start, end),
-                None => one.raw(),
-            };
-            if failed(result) {
-                return if advised > 0 { advised as i64 } else { result };
-            }
-            advised += len;
+        let (start, len) = (value(start), value(len));
+        if len > i64::MAX as u64 {
+            return Err(-errno::EINVAL);
         }
-        advised as i64
-    })
+        let end = start.checked_add(len).ok_or(-errno::EFAULT)?;
+        // Where addresses end the kernel knows.
+        if end > USER_END {
+            let nothing = [end, 0];
+            let answer = Registers { rsi: nothing.as_ptr() as u64, rdx: 1, ..*call }.raw();
+            if answer == -errno::EFAULT {
+                return Err(answer);
+            }
+        }
+        Ok((start, len))
+    };
+    let mut all = 0_u64;
+    for index in 0..call.rdx {
+        match vector(index) {
+            Ok((_, len)) => all = all.saturating_add(len).min(BYTES_MAX),
+            Err(error) => return error,
+        }
+    }
+    let mut advised = 0;
+    for index in 0..call.rdx {
+        if advised == all {
+            break;
+        }
+        let (start, len) = match vector(index) {
+            // An empty one is looked at only where it is the first.
+            Ok((_, 0)) if index > 0 => continue,
+            Ok((start, len)) => (start, len.min(all - advised)),
+            Err(error) => return if advised > 0 { advised as i64 } else { error },
+        };
+        let result = handle(&Registers { rax: nr::MADVISE, rdi: start, rsi: len, rdx: call.r10, ..*call });
+        if failed(result) {
+            return if advised > 0 { advised as i64 } else { result };
+        }
+        advised += len;
+    }
+    advised as i64
 }
 
-/// UFFDIO_REGISTER: another user of userfaultfd (postcopy, snapshots) gets the range first, and whole.
+/// UFFDIO_REGISTER: another user of userfaultfd (postcopy, snapshots) gets the range first, and whole. Nothing is merged in
+/// the process from then on: up to Linux 6.16 memory can be taken out of anybody's registration through anybody's
+/// descriptor.
 fn register(call: &Registers) -> i64 {
     const TRIES: u32 = 5;
+    STATE.stop(stop::USERFAULTFD);
     let mut raw = [0_u8; size_of::<UffdioRegister>()];
     if STATE.table.is_empty() || !sys::read_own(sys::getpid(), call.rdx, &mut raw) {
         return call.raw();
     }
     let word = |at: usize| raw[at..at + 8].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
     let Some((start, end)) = touches(span(word(0), word(8))) else { return call.raw() };
-    STATE.stop(stop::USERFAULTFD);
     for _ in 0..TRIES {
+        // What was managed is let go of; what the program has registered itself is not touched.
         if unmergeable(start, end) || !STATE.table.overlaps(start, end) {
-            // Another thread may have had it managed and tracked meanwhile.
-            let _ = release(start, end);
             let result = call.raw();
             if result != -errno::EBUSY {
                 return result;

@@ -116,7 +116,8 @@ fn take_back(start: u64, end: u64) -> bool {
         });
         if done {
             // It may have been registered for tracking up to here; from now on nobody does that.
-            return release(start, end);
+            release(start, end);
+            return true;
         }
     }
     false

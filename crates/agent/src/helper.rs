@@ -200,6 +200,9 @@ fn reads_what_is_forbidden(page: u64) -> bool {
     // SAFETY: the kernel writes one byte.
     let read = unsafe { sys!(nr::PREAD64, memory as u64, (&raw mut byte) as u64, 1, page) };
     link::close(memory);
+    // The page that is read is there now, and is to be a hole.
+    // SAFETY: the agent's own, which nobody uses.
+    unsafe { sys!(nr::MADVISE, page, PAGE, advice::DONTNEED) };
     read == 1
 }
 
@@ -459,6 +462,19 @@ fn own_shared(space: &mut Space, start: u64, end: u64) {
     }
 }
 
+/// Takes a range out of the registration: what of it is managed, or all of what was until just now. Whatever else lies there
+/// may be registered with somebody else's userfaultfd, whom up to Linux 6.16 it would be taken from.
+fn let_go(space: &mut Space, start: u64, end: u64) {
+    if !STATE.table.overlaps(start, end) {
+        space.unregister(start, end);
+    }
+    let mut at = start;
+    while let Some((from, to)) = STATE.table.next_managed(at, end) {
+        space.unregister(from, to);
+        at = to;
+    }
+}
+
 /// Gives a range its own copies back, for a thread of the program, and releases it from the userfaultfd.
 fn give_back(space: &mut Space) -> bool {
     let control = space.control;
@@ -494,7 +510,7 @@ fn give_back(space: &mut Space) -> bool {
             crate::faults::plan(0);
         }
         if STATE.table.next_merged(start, end).is_none() {
-            space.unregister(start, end);
+            let_go(space, start, end);
             return true;
         }
         // A page that was written just now is still in some CPU's batch for the LRU lists, which counts as a reference.

@@ -173,6 +173,15 @@ fn process_madvise() {
     assert_eq!((advise(other, [piece(13, 20)].as_ptr(), 1), errno()), (-1, libc::EINVAL));
     one.part(12, PAGES).check_from(412);
     two.check_from(400);
+    // Where no program has addresses nothing is done either; empty vectors are passed over.
+    let at = |address: usize, iov_len: usize| libc::iovec { iov_base: address as *mut libc::c_void, iov_len };
+    let beyond = at(usize::MAX << 47, page());
+    assert_eq!((advise(own, [piece(14, 15), beyond].as_ptr(), 2), errno()), (-1, libc::EFAULT));
+    assert_eq!(advise(own, [at(0x123, 0), at(0, 0)].as_ptr(), 0), 0);
+    one.part(12, PAGES).check_from(412);
+    assert_eq!(advise(own, [piece(14, 15), at(0x123, 0), piece(15, 16)].as_ptr(), 3) as usize, 2 * page());
+    one.part(14, 16).check_zero();
+    one.part(16, PAGES).check_from(416);
     // Many ranges.
     let many: Vec<_> = (0..100).map(|index| if index % 2 == 0 { piece(20, 21) } else { piece(22, 23) }).collect();
     assert_eq!(advise(own, many.as_ptr(), 100) as usize, 100 * page());
