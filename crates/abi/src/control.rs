@@ -114,6 +114,8 @@ pub mod ask {
     pub const DONE: u32 = 2;
     /// It could not be done.
     pub const FAILED: u32 = 3;
+    /// The helper is at it: its answer is for whoever has asked this.
+    pub const SERVED: u32 = 4;
 }
 
 /// A request from the program's own threads to the helper: give this range its own pages back, keep the content.

@@ -90,6 +90,11 @@ fn asked(control: &Control, start: u64, end: u64, until: u64) -> bool {
             ask::ASKED if goes_on() => {
                 sys::futex_wait(&control.ask.state, ask::ASKED, 100_000_000);
             }
+            // What the helper is at it ends, or its life does.
+            ask::SERVED if is_served(control) => {
+                sys::futex_wait(&control.ask.state, ask::SERVED, 100_000_000);
+            }
+            ask::ASKED if control.ask.state.compare_exchange(ask::ASKED, ask::IDLE, SeqCst, SeqCst).is_err() => {}
             _ => break false,
         }
     };

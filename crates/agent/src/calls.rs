@@ -470,20 +470,40 @@ fn process_madvise(call: &Registers) -> i64 {
     // Without a vector it is refused for what it says of the process, and does nothing. Of another process nothing can be
     // advised that matters here; the kernel knows which.
     let own = || (Registers { rdx: 0, r10: advice::DONTNEED, ..*call }).raw() == 0;
-    if STATE.manages_nothing() || call.rdx > VECTORS_MAX || !own() || (Registers { rdx: 0, ..*call }).raw() != 0 {
+    let matters = matches!(
+        call.r10 & 0xffff_ffff,
+        advice::DONTNEED
+            | advice::DONTNEED_LOCKED
+            | advice::FREE
+            | advice::GUARD_INSTALL
+            | advice::MERGEABLE
+            | advice::UNMERGEABLE
+            | advice::REMOVE
+            | advice::WIPEONFORK
+            | advice::DONTFORK
+            | advice::DOFORK
+            | advice::DONTDUMP
+            | advice::DODUMP
+    );
+    if !matters
+        || STATE.manages_nothing()
+        || call.rdx > VECTORS_MAX
+        || !own()
+        || (Registers { rdx: 0, ..*call }).raw() != 0
+    {
         return call.raw();
     }
     // Few are read once. More may lie in memory that the call itself throws away: then it ends there.
     let mut few = [0_u8; 16 * 16];
     let is_few = call.rdx <= 16;
-    if is_few && !sys::read_own(sys::getpid(), call.rsi, &mut few[..call.rdx as usize * 16]) {
+    if is_few && !sys::read_own(sys::gettid(), call.rsi, &mut few[..call.rdx as usize * 16]) {
         return -errno::EFAULT;
     }
     let vector = |index: u64| {
         let mut raw = [0_u8; 16];
         if is_few {
             raw.copy_from_slice(&few[index as usize * 16..][..16]);
-        } else if !sys::read_own(sys::getpid(), call.rsi.wrapping_add(index * 16), &mut raw) {
+        } else if !sys::read_own(sys::gettid(), call.rsi.wrapping_add(index * 16), &mut raw) {
             return Err(-errno::EFAULT);
         }
         let (start, len) = raw.split_at(8);
@@ -494,7 +514,7 @@ fn process_madvise(call: &Registers) -> i64 {
         }
         let end = start.checked_add(len).ok_or(-errno::EFAULT)?;
         // Where addresses end the kernel knows.
-        if end > USER_END {
+        if end > USER_END - PAGE {
             let nothing = [end, 0];
             let answer = Registers { rsi: nothing.as_ptr() as u64, rdx: 1, ..*call }.raw();
             if answer == -errno::EFAULT {
@@ -537,7 +557,7 @@ fn register(call: &Registers) -> i64 {
     const TRIES: u32 = 5;
     STATE.stop(stop::USERFAULTFD);
     let mut raw = [0_u8; size_of::<UffdioRegister>()];
-    if STATE.table.is_empty() || !sys::read_own(sys::getpid(), call.rdx, &mut raw) {
+    if STATE.table.is_empty() || !sys::read_own(sys::gettid(), call.rdx, &mut raw) {
         return call.raw();
     }
     let word = |at: usize| raw[at..at + 8].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));

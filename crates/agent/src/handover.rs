@@ -6,6 +6,8 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
+use abi::control::stop;
+
 use crate::ask::{release, ring, unmerge};
 use crate::calls::{Registers, gated, publish};
 use crate::elf::for_each_mapping;
@@ -68,7 +70,9 @@ pub fn adopt_once(start: u64, end: u64) -> Adopted {
 
 fn mergeable(start: u64, end: u64) -> Adopted {
     child::notice();
-    if STATE.active.load(SeqCst) == 0 {
+    // What it has registered with a userfaultfd of its own is the program's.
+    let has_its_own = STATE.early_stop.load(SeqCst) & stop::USERFAULTFD != 0;
+    if STATE.active.load(SeqCst) == 0 || has_its_own {
         return Adopted::NoHelper;
     }
     spawn::wait_for_burial();

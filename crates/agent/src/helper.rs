@@ -291,9 +291,14 @@ fn serve(space: &mut Space, link: &Link) {
     let mut alone = false;
     loop {
         let bell = control.bell.load(SeqCst);
-        if control.ask.state.load(SeqCst) == ask::ASKED {
-            let done = give_back(space);
-            control.ask.state.store(if done { ask::DONE } else { ask::FAILED }, SeqCst);
+        if alone {
+            // Something may have stayed registered all the same.
+            space.dismiss_forks();
+        }
+        if control.ask.state.compare_exchange(ask::ASKED, ask::SERVED, SeqCst, SeqCst).is_ok() {
+            let answer = if give_back(space) { ask::DONE } else { ask::FAILED };
+            // Unless who asked has died meanwhile, and somebody else asks for something else.
+            let _ = control.ask.state.compare_exchange(ask::SERVED, answer, SeqCst, SeqCst);
             sys::futex_wake(&control.ask.state);
             // Nobody reads events: only when the userfaultfd goes does a fork go on that came by another way than the gate.
             if alone && (!is_needed() || space.fork_is_pending()) {
@@ -465,8 +470,8 @@ fn own_shared(space: &mut Space, start: u64, end: u64) {
 /// Takes a range out of the registration: what of it is managed, or all of what was until just now. Whatever else lies there
 /// may be registered with somebody else's userfaultfd, whom up to Linux 6.16 it would be taken from.
 fn let_go(space: &mut Space, start: u64, end: u64) {
-    if !STATE.table.overlaps(start, end) {
-        space.unregister(start, end);
+    if STATE.table.next_managed(start, end).is_none() {
+        return space.unregister(start, end);
     }
     let mut at = start;
     while let Some((from, to)) = STATE.table.next_managed(at, end) {

@@ -97,8 +97,10 @@ pub(crate) fn nobody_lives(control: &Control) {
     control.helper.store(0, SeqCst);
     control.gate.writer.store(0, SeqCst);
     let _ = futex_wake(&control.gate.writer, u32::MAX);
-    if control.ask.state.compare_exchange(ask::ASKED, ask::FAILED, SeqCst, SeqCst).is_ok() {
-        let _ = futex_wake(&control.ask.state, u32::MAX);
+    for asked in [ask::ASKED, ask::SERVED] {
+        if control.ask.state.compare_exchange(asked, ask::FAILED, SeqCst, SeqCst).is_ok() {
+            let _ = futex_wake(&control.ask.state, u32::MAX);
+        }
     }
 }
 
