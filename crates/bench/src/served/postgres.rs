@@ -164,16 +164,12 @@ fn text(bytes: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::served::wire::tests::connected;
     use std::io::Write as _;
-    use std::os::unix::net::UnixListener;
 
     #[test]
     fn answers_are_understood() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let mut wire = Wire::socket(&path, &Launcher::default()).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let (mut wire, mut server) = connected();
         let mut say = |kind: u8, body: &[u8]| server.write_all(&[&[kind], counted(body).as_slice()].concat()).unwrap();
         say(b'R', &[0; 4]);
         say(b'D', b"one");

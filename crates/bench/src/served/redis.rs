@@ -141,16 +141,12 @@ fn value(wire: &mut Wire) -> Result<Option<Vec<u8>>> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::served::wire::tests::connected;
     use std::io::{Read as _, Write as _};
-    use std::os::unix::net::UnixListener;
 
     #[test]
     fn answers_are_understood() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let mut wire = Wire::socket(&path, &Launcher::default()).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let (mut wire, mut server) = connected();
         server.write_all(b"+OK\r\n:3\r\n$-1\r\n$4\r\na\r\nb\r\n$0\r\n\r\n-ERR no\r\n").unwrap();
         assert_eq!(value(&mut wire).unwrap().unwrap(), b"OK");
         assert_eq!(value(&mut wire).unwrap().unwrap(), b"3");

@@ -153,10 +153,21 @@ impl Wire {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use std::os::unix::net::UnixListener;
     use std::process::Command;
+
+    /// A socket, and a server's end of it that says what a test wants.
+    pub(in crate::served) fn connected() -> (Wire, UnixStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let wire = Wire::socket(&path, &Launcher::default()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (wire, server)
+    }
 
     #[test]
     fn pipes_carry_lines_and_tell_the_end() {
