@@ -34,7 +34,7 @@ pub(crate) fn unmerge(start: u64, end: u64) -> bool {
             return true;
         }
         let Some(control) = served() else { break };
-        if ask_helper(control, start, end) {
+        if ask(control, start, end, u64::MAX) {
             return true;
         }
         if is_served(control) {
@@ -55,12 +55,7 @@ pub(crate) fn release(start: u64, end: u64) {
     }
 }
 
-/// `false` if the helper could not do it, or ended.
-fn ask_helper(control: &Control, start: u64, end: u64) -> bool {
-    ask(control, start, end, u64::MAX)
-}
-
-/// As [`ask_helper`], and not after `until`. Signals wait: a handler that never comes back, or the end of the thread, would
+/// `false` if the helper could not do it, or ended, or did not come to it until then. Signals wait: a handler that never comes back, or the end of the thread, would
 /// leave the turn with somebody who lives and does not ask.
 fn ask(control: &Control, start: u64, end: u64, until: u64) -> bool {
     let mask = sys::block_signals();

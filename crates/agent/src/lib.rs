@@ -52,6 +52,7 @@ mod stubs;
 mod sys;
 mod table;
 mod threads;
+mod vectors;
 
 pub use abi::mark::Keep;
 pub use abi::wire::Token;
