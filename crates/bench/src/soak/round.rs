@@ -16,6 +16,11 @@ const HANGS_AFTER: Duration = Duration::from_secs(300);
 /// How long the processes of a round may take to go after its programs have ended.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
+const GUARDIAN: &str = match broker::guardian::NAME.to_str() {
+    Ok(name) => name,
+    Err(_) => panic!("a name in ASCII"),
+};
+
 /// Who dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -116,10 +121,12 @@ pub(super) fn run(
                 }
             }
             Role::Guardian => {
-                for (guardian, _) in tree.below(pid).iter().filter(|(_, process)| process.name == "pagefold") {
-                    kill(*guardian);
-                    report.guardians_killed += 1;
-                }
+                let guardians: Vec<_> =
+                    tree.below(pid).into_iter().filter(|(_, process)| process.name == GUARDIAN).collect();
+                // It goes by a name: under another one nobody would be killed, and nothing tested.
+                ensure!(!guardians.is_empty(), "there is no guardian to be killed");
+                guardians.iter().for_each(|(guardian, _)| kill(*guardian));
+                report.guardians_killed += guardians.len() as u64;
             }
         }
     }
@@ -137,7 +144,7 @@ pub(super) fn run(
     let mut over = None;
     loop {
         kernel::signals::reap_others(Pid(0));
-        let names = ["torture", "heap", "pagefold-helper", "pagefold"];
+        let names = ["torture", "heap", "pagefold-helper", "pagefold", GUARDIAN];
         let there: Vec<_> = Tree::read()
             .below(Pid::this())
             .into_iter()
