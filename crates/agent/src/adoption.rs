@@ -33,7 +33,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::wire::{Message, Token};
 
 use crate::calls::Registers;
-use crate::helper::SETUP;
+use crate::introduction::SETUP;
 use crate::link::{self, Link};
 use crate::state::STATE;
 use crate::sys::{self, MAP_SHARED, PAGE, PROT_NONE, advice, failed, nr, sys};

@@ -35,6 +35,7 @@ mod fork_events;
 mod gate;
 mod handover;
 mod helper;
+mod introduction;
 mod link;
 mod mremap;
 mod own;

@@ -17,6 +17,7 @@ use core::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::Control;
 
+use crate::introduction::SETUP;
 use crate::state::{STATE, unwilling};
 use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
 use crate::{adoption, helper, link};
@@ -194,11 +195,11 @@ pub(crate) fn start_helper() -> bool {
     let (Some(middle), Some(stack)) = (sys::allocate(MIDDLE_STACK), sys::allocate(HELPER_STACK)) else {
         return false;
     };
-    helper::SETUP.stack_top.store(stack + HELPER_STACK, SeqCst);
+    SETUP.stack_top.store(stack + HELPER_STACK, SeqCst);
     #[cfg(feature = "faults")]
     crate::faults::helper_stack(stack, stack + HELPER_STACK);
-    helper::SETUP.member.store(sys::getpid(), SeqCst);
-    helper::SETUP.ready.store(0, SeqCst);
+    SETUP.member.store(sys::getpid(), SeqCst);
+    SETUP.ready.store(0, SeqCst);
     let prepared = adoption::prepare();
     // SAFETY: a fresh stack, a function that ends its process; CLONE_VFORK keeps this thread waiting until it has.
     let pid = unsafe { pagefold_clone(CLONE_VM | CLONE_VFORK, middle + MIDDLE_STACK, middle_main) };
@@ -211,14 +212,14 @@ pub(crate) fn start_helper() -> bool {
     // SAFETY: mapped above; the process in the middle is gone.
     unsafe { sys::free(middle, MIDDLE_STACK) };
     let deadline = sys::monotonic().saturating_add(READY_WITHIN_NS);
-    while helper::SETUP.ready.load(SeqCst) == 0 && pid > 0 && adopted {
+    while SETUP.ready.load(SeqCst) == 0 && pid > 0 && adopted {
         let now = sys::monotonic();
         if now >= deadline {
             break;
         }
-        sys::futex_wait(&helper::SETUP.ready, 0, deadline - now);
+        sys::futex_wait(&SETUP.ready, 0, deadline - now);
     }
-    let up = helper::SETUP.ready.load(SeqCst) == 1;
+    let up = SETUP.ready.load(SeqCst) == 1;
     if !up {
         STATE.unwilling.store(unwilling::HERE, SeqCst);
     }
@@ -226,7 +227,7 @@ pub(crate) fn start_helper() -> bool {
 }
 
 extern "C" fn middle_main() {
-    let top = helper::SETUP.stack_top.load(SeqCst);
+    let top = SETUP.stack_top.load(SeqCst);
     // Without an exit signal: until it is adopted nobody has to hear of its end but this process, which asks.
     // SAFETY: the helper's stack is fresh memory; its function never returns.
     let helper = unsafe { pagefold_clone(CLONE_VM, top, helper_main) };
@@ -243,8 +244,8 @@ extern "C" fn helper_main() {
     // SAFETY: leaves the program's session, so that its terminal's signals do not reach the helper.
     unsafe { sys!(nr::SETSID) };
     let Some(link) = adoption::be_adopted() else {
-        helper::SETUP.ready.store(2, SeqCst);
-        sys::futex_wake(&helper::SETUP.ready);
+        SETUP.ready.store(2, SeqCst);
+        sys::futex_wake(&SETUP.ready);
         return;
     };
     LINK.store(link.descriptor(), SeqCst);
