@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Programs that check themselves, run without pagefold and then under `pagefold run --scope all`. Both must end alike.
 #
-#   docs/examples/whole.sh [NAME...]      python node java postgres
+#   docs/examples/whole.sh [NAME...]      python node java postgres stress
 #
 # PAGEFOLD names the program (default: pagefold along PATH). What is not installed is said and left out; on Debian:
-# apt install libpython3-testsuite nodejs default-jdk-headless postgresql postgresql-contrib. PostgreSQL does not run as
-# root: as root this uses setpriv and the user postgres. The exit status is 1 if anything went otherwise than without.
+# apt install libpython3-testsuite nodejs default-jdk-headless postgresql postgresql-contrib stress-ng. PostgreSQL does not
+# run as root: as root this uses setpriv and the user postgres. Each stressor of stress-ng runs for STRESS_SECONDS (20). The exit status is 1 if anything went otherwise than without.
 set -uo pipefail
 
 pagefold=$(command -v "${PAGEFOLD:-pagefold}") || {
@@ -16,8 +16,8 @@ here=$(mktemp -d)
 trap 'rm -rf "$here"' EXIT
 chmod 755 "$here"
 wrong=0
-# Whom both run as.
-as=()
+# Whom both run as, and what else pagefold is told.
+as=() options=()
 
 # say NAME STATUS_WITHOUT STATUS_WITH SUMMARY
 say() {
@@ -46,7 +46,7 @@ both() {
     shift
     "${as[@]}" "$@" >"$here/without.out" 2>&1 </dev/null
     without=$?
-    "${as[@]}" "$pagefold" run --quiet --scope all --stable 0.5 --summary "$here/summary" -- "$@" \
+    "${as[@]}" "$pagefold" run --quiet --scope all --stable 0.5 "${options[@]}" --summary "$here/summary" -- "$@" \
         >"$here/with.out" 2>&1 </dev/null
     with=$?
     say "$name" "$without" "$with" "$here/summary"
@@ -200,10 +200,32 @@ J
     both "postgres, pgbench" bash "$here/postgres.sh"
 }
 
-[ $# -gt 0 ] || set -- python node java postgres
+of_stress() {
+    command -v stress-ng >/dev/null || {
+        echo "stress: no stress-ng installed"
+        return
+    }
+    # It holds an int 0x80 that none of these use: it is managed only because it is trusted.
+    "$pagefold" doctor --proof stress-ng --json | /usr/bin/python3 -c 'import json, sys
+print("\n".join(json.load(sys.stdin)["trust_lines"]))' >"$here/trust"
+    local options=(--trust "$here/trust") stressor words=()
+    for stressor in vm malloc mmap mremap madvise brk fork vfork clone pthread mlock mprotect; do
+        words=(--"$stressor" 2)
+        case $stressor in
+        vm) words+=(--vm-bytes 256M --vm-method all) ;;
+        malloc) words+=(--malloc-bytes 128M) ;;
+        mmap) words+=(--mmap-bytes 128M) ;;
+        mremap) words+=(--mremap-bytes 32M) ;;
+        esac
+        (cd "$here" && both "stress-ng $stressor" stress-ng --verify -t "${STRESS_SECONDS:-20}" "${words[@]}"
+            exit "$wrong") || wrong=1
+    done
+}
+
+[ $# -gt 0 ] || set -- python node java postgres stress
 for name in "$@"; do
     case $name in
-    python | node | java | postgres) "of_$name" ;;
+    python | node | java | postgres | stress) "of_$name" ;;
     *) echo "whole.sh: no program $name" >&2 && exit 2 ;;
     esac
 done
