@@ -14,6 +14,7 @@ mod adoption;
 mod advices;
 mod descriptors;
 mod forks;
+mod holders;
 mod holes;
 mod limits;
 mod mappings;
@@ -45,6 +46,7 @@ const VICTIMS: &[&[Victim]] = &[
     advices::VICTIMS,
     descriptors::VICTIMS,
     forks::VICTIMS,
+    holders::VICTIMS,
     holes::VICTIMS,
     limits::VICTIMS,
     mappings::VICTIMS,
