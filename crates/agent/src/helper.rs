@@ -146,7 +146,7 @@ fn stays_alone(space: &mut Space) -> bool {
         let released = gate::while_closed(space.control, |_| {
             let mut at = 0;
             while let Some((start, end)) = STATE.table.next_managed(at, USER_END) {
-                space.unregister(start, end);
+                space.release(start, end);
                 at = end;
             }
         });
@@ -263,11 +263,11 @@ fn own_shared(space: &mut Space, start: u64, end: u64) {
 /// may be registered with somebody else's userfaultfd, whom up to Linux 6.16 it would be taken from.
 fn let_go(space: &mut Space, start: u64, end: u64) {
     if STATE.table.next_managed(start, end).is_none() {
-        return space.unregister(start, end);
+        return space.release(start, end);
     }
     let mut at = start;
     while let Some((from, to)) = STATE.table.next_managed(at, end) {
-        space.unregister(from, to);
+        space.release(from, to);
         at = to;
     }
 }

@@ -116,6 +116,26 @@ impl Space {
         self.query(address, 0).filter(|mapping| mapping.vma_start <= address)
     }
 
+    /// Takes a range out of the registration, but for what a userfaultfd of the program's own has of it. Up to Linux 6.16 it
+    /// would be taken from that one; but only what is nobody's or this one's can be registered, so trying shows whose it
+    /// is. Not where it need not be: memory that is registered for a moment is a mapping of its own, and an mremap of the
+    /// program's that spans it would fail in that moment.
+    pub(crate) fn release(&mut self, start: u64, end: u64) {
+        if self.control.stop.load(SeqCst) & stop::USERFAULTFD == 0 {
+            return self.unregister(start, end);
+        }
+        let mut at = start;
+        while let Some(mapping) = self.query(at, PROCMAP_QUERY_COVERING_OR_NEXT_VMA)
+            && mapping.vma_start < end
+        {
+            let (from, to) = (mapping.vma_start.max(at), mapping.vma_end.min(end));
+            if self.register(from, to, RegisterMode::Track) != Err(Failure::Busy) {
+                self.range(UFFDIO_UNREGISTER, from, to);
+            }
+            at = mapping.vma_end;
+        }
+    }
+
     /// True if all of a range is private anonymous memory that can be read and written, and not executed.
     pub(crate) fn is_plain(&mut self, start: u64, end: u64) -> bool {
         const ALL: u64 = 15;

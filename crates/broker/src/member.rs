@@ -277,13 +277,13 @@ impl Member {
     /// registered, and the scratch areas. Nothing else, which may be registered with a userfaultfd of the program's: up to
     /// Linux 6.16 it would be taken from that one. What is left goes when the last descriptor is closed.
     fn let_go(&self) {
-        let Attended { uffd, grounds, .. } = &*self.attended;
+        let grounds = &self.attended.grounds;
         let scratch =
             [(grounds.scratch, abi::SCRATCH), (grounds.diverged_scratch, kernel::page_size() * abi::BATCH_MAX as u64)];
         let scratch = scratch.map(|(start, len)| (start, Vaddr(start.get().saturating_add(len))));
         let managed = self.ranges().into_iter().map(|range| (range.start(), range.end()));
         for (start, end) in managed.chain(scratch) {
-            release(uffd, grounds.pid, start, end);
+            release(&self.attended, start, end);
         }
     }
 
