@@ -13,13 +13,13 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
 pub const RANGES_MAX: usize = 128;
-/// Pieces of the agent's own code: its image, and trampolines near each object that it has patched.
-pub const OWN_CODE_MAX: usize = 5;
+/// Pieces of the agent's own code: its image, trampolines near each object that it has patched, and the pages patched.
+pub const OWN_CODE_MAX: usize = 32;
 /// Threads whose robust lists are looked up; a process with more is left alone.
 pub const HEADS_MAX: usize = 1024;
 

@@ -4,13 +4,17 @@
 //! five bytes become a jump; the `syscall` behind them stays, so that a thread that stands between the two instructions
 //! at this moment makes its call and goes on. Control comes back behind the site.
 //!
-//! While the program is alone in its process (the loader runs the agent's constructor before anything else) the bytes
-//! are changed in place. In a running program each page of code is copied, changed and put in place whole by mremap, so
-//! that no thread ever sees half an instruction or a page that is not there.
+//! Each page of code is copied, changed and put in place whole by mremap, so that no thread ever sees half an instruction
+//! or a page that is not there. From then on it is memory and no file to the kernel, and that is meant: a uprobe on a site,
+//! such as tracers put on munmap, would replace the jump by a trap and execute what the *file* has there. The thread would
+//! go on at the `syscall` behind it, past the gate. So uprobes do not reach these pages. One that is there before would
+//! stay in the copy as a trap that nobody handles: a page that is not the file's any more is left alone, and the program
+//! with it.
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use crate::elf::{ANY, Site, for_each_mapping, known};
+use crate::link;
 use crate::state::Start;
 use crate::stubs;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE};
@@ -22,6 +26,8 @@ const TRAMPOLINES: u64 = 2 * PAGE;
 const REACH: u64 = (2 << 30) - (64 << 20);
 const OBJECTS_MAX: usize = 4;
 const SITES_MAX: usize = 96;
+/// Pieces of changed code. Each is told to whoever judges the program, beside the trampolines and the agent's image.
+const PIECES_MAX: usize = abi::control::OWN_CODE_MAX - OBJECTS_MAX - 1;
 const UFFDIO_REGISTER: u32 = abi::uapi::UFFDIO_REGISTER;
 
 /// Inode numbers of the files whose code was patched.
@@ -30,10 +36,14 @@ static INODES: [AtomicU64; OBJECTS_MAX] = [const { AtomicU64::new(0) }; OBJECTS_
 /// Where the trampolines of each object begin.
 static ROOMS: [AtomicU64; OBJECTS_MAX] = [const { AtomicU64::new(0) }; OBJECTS_MAX];
 
-/// The trampolines.
+/// Changed pages of libc and the loader, in pieces: where each begins and ends.
+static PIECES: [[AtomicU64; 2]; PIECES_MAX] = [const { [const { AtomicU64::new(0) }; 2] }; PIECES_MAX];
+
+/// The trampolines, and the pages that lead to them.
 pub(crate) fn own_code() -> impl Iterator<Item = (u64, u64)> {
     let rooms = ROOMS.iter().map(|room| room.load(SeqCst)).filter(|room| *room != 0);
-    rooms.map(|room| (room, room + TRAMPOLINES))
+    let pieces = PIECES.iter().map(|[start, end]| (start.load(SeqCst), end.load(SeqCst)));
+    rooms.map(|room| (room, room + TRAMPOLINES)).chain(pieces.filter(|(start, _)| *start != 0))
 }
 
 /// True for the inode number of libc or the loader.
@@ -42,7 +52,7 @@ pub(crate) fn is_patched(inode: u64) -> bool {
 }
 
 /// Patches libc and the loader. Nothing is changed unless both are found and every byte is as the table says.
-pub(crate) fn patch_all(table: &[u8], alone: bool) -> Start {
+pub(crate) fn patch_all(table: &[u8]) -> Start {
     let mut found = [None; OBJECTS_MAX];
     let mut count = 0;
     let read = for_each_mapping(|line| {
@@ -62,12 +72,10 @@ pub(crate) fn patch_all(table: &[u8], alone: bool) -> Start {
     if !all_there {
         return Start::UnknownLibc;
     }
-    for (object, bias, near) in found.iter().flatten() {
-        if !patch_object(object.sites(*bias), *near, alone) {
-            return Start::PatchFailed;
-        }
-    }
-    Start::Ready
+    let Some(pagemap) = link::open(c"/proc/self/pagemap") else { return Start::PatchFailed };
+    let patched = found.iter().flatten().all(|(object, bias, near)| patch_object(object.sites(*bias), *near, pagemap));
+    link::close(pagemap);
+    if patched { Start::Ready } else { Start::PatchFailed }
 }
 
 fn is_there(site: &Site) -> bool {
@@ -76,7 +84,7 @@ fn is_there(site: &Site) -> bool {
     bytes == site.bytes
 }
 
-fn patch_object(sites: impl Iterator<Item = Site>, near: u64, alone: bool) -> bool {
+fn patch_object(sites: impl Iterator<Item = Site>, near: u64, pagemap: i32) -> bool {
     let mut list = [None; SITES_MAX];
     for (index, site) in sites.enumerate() {
         let Some(slot) = list.get_mut(index) else { return false };
@@ -104,8 +112,7 @@ fn patch_object(sites: impl Iterator<Item = Site>, near: u64, alone: bool) -> bo
     if unsafe { sys!(nr::MPROTECT, room, TRAMPOLINES, PROT_READ | PROT_EXEC) } != 0 {
         return false;
     }
-    let jumps = &jumps[..count];
-    if alone { write_in_place(jumps) } else { replace_pages(jumps) }
+    replace_pages(&jumps[..count], pagemap)
 }
 
 /// Room for trampolines within reach of a 32-bit jump of an object: above a mapping, in the gap that brings it nearest.
@@ -151,32 +158,14 @@ fn nearer(near: u64, one: Option<u64>, other: Option<u64>) -> Option<u64> {
     [one, other].into_iter().flatten().min_by_key(|place| place.abs_diff(near))
 }
 
-fn write_in_place(jumps: &[(u64, [u8; 5])]) -> bool {
-    for (address, jump) in jumps {
-        let page = address & !(PAGE - 1);
-        let len = sys::page_up(address + 5) - page;
-        // SAFETY: code of libc that no other thread executes; the constructor runs in the agent's own code.
-        if unsafe { sys!(nr::MPROTECT, page, len, PROT_READ | PROT_WRITE | PROT_EXEC) } != 0 {
-            return false;
-        }
-        // SAFETY: five bytes of a site that was verified, writable now.
-        unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), *address as *mut u8, jump.len()) };
-        // SAFETY: as it was.
-        if unsafe { sys!(nr::MPROTECT, page, len, PROT_READ | PROT_EXEC) } != 0 {
-            return false;
-        }
-    }
-    true
-}
-
-/// Puts changed copies of the pages in place. A site that crosses a page border takes both pages in one piece.
-fn replace_pages(jumps: &[(u64, [u8; 5])]) -> bool {
+/// Puts changed copies of the pages in place. Neighbouring pages are one piece, as are those that a site crosses.
+fn replace_pages(jumps: &[(u64, [u8; 5])], pagemap: i32) -> bool {
     let mut done = 0;
     while done < jumps.len() {
         let first = jumps[done].0 & !(PAGE - 1);
         let mut end = sys::page_up(jumps[done].0 + 5);
         let mut next = done + 1;
-        while next < jumps.len() && jumps[next].0 >= first && jumps[next].0 < end {
+        while next < jumps.len() && jumps[next].0 >= first && jumps[next].0 & !(PAGE - 1) <= end {
             end = end.max(sys::page_up(jumps[next].0 + 5));
             next += 1;
         }
@@ -184,10 +173,17 @@ fn replace_pages(jumps: &[(u64, [u8; 5])]) -> bool {
         let Some(copy) = sys::allocate(len) else { return false };
         // SAFETY: code pages of a mapped object are readable, and the copy is fresh memory of the same length.
         unsafe { core::ptr::copy_nonoverlapping(first as *const u8, copy as *mut u8, len as usize) };
+        // After it was copied: a trap that comes only now is not in the copy.
+        if !is_of_file(pagemap, first, len) {
+            return false;
+        }
         for (address, jump) in &jumps[done..next] {
             // SAFETY: inside the copy.
             unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), (copy + (address - first)) as *mut u8, jump.len()) };
         }
+        let Some([start_word, end_word]) = PIECES.iter().find(|[start, _]| start.load(SeqCst) == 0) else {
+            return false;
+        };
         // SAFETY: the copy becomes code with the same bytes but for the verified sites, and replaces the page at once.
         let moved = unsafe {
             if sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) != 0 {
@@ -198,9 +194,25 @@ fn replace_pages(jumps: &[(u64, [u8; 5])]) -> bool {
         if failed(moved) {
             return false;
         }
+        crate::own::forget(copy);
+        end_word.store(end, SeqCst);
+        start_word.store(first, SeqCst);
         done = next;
     }
     true
+}
+
+/// True if nobody has written to any of these pages, which were read just now: they are the file's.
+fn is_of_file(pagemap: i32, start: u64, len: u64) -> bool {
+    /// Bits of an entry: a page of a file, and present.
+    const FILE: u64 = 1 << 61;
+    const PRESENT: u64 = 1 << 63;
+    (start / PAGE..(start + len) / PAGE).all(|page| {
+        let mut entry = 0_u64;
+        // SAFETY: the kernel writes one word.
+        let read = unsafe { sys!(nr::PREAD64, pagemap as u64, (&raw mut entry) as u64, 8, page * 8) };
+        read == 8 && entry & (FILE | PRESENT) == FILE | PRESENT
+    })
 }
 
 /// A place where code is written.

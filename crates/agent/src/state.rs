@@ -22,8 +22,6 @@ pub struct Config {
     pub address_len: usize,
     /// What proves to the broker that this process was given the partition.
     pub token: Token,
-    /// True while no other thread of the program runs, so that code can be patched in place.
-    pub alone: bool,
     /// The broker chooses what is managed, in a program that has handed nothing over: see `scope.rs`.
     pub all: bool,
 }
@@ -198,7 +196,7 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     spawn::learn_filters();
     adoption::learn();
     scope::begin_anew();
-    let outcome = patch::patch_all(sites, config.alone);
+    let outcome = patch::patch_all(sites);
     if outcome == Start::Ready {
         STATE.all.store(u32::from(config.all), SeqCst);
         STATE.active.store(1, SeqCst);

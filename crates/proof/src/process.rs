@@ -111,10 +111,11 @@ impl Prover<'_> {
             all.push(facts);
         }
         check_libcs(&all, &mut objects);
-        // The agent's patched sites lead to small pieces of code near libc and the loader, which nobody can write to.
+        // The agent's patched sites lead to small pieces of code near libc and the loader, which nobody can write to; the
+        // pages that they are in are copies.
         memory.retain(|vma| {
             let is_own = match self.own_code {
-                Some(pieces) => pieces.contains(&vma.range),
+                Some(pieces) => pieces.iter().any(|piece| piece.intersect(&vma.range) == Some(vma.range)),
                 None => vma.range.len().0 <= TRAMPOLINES,
             };
             !(own && is_own) || vma.write || vma.inode != 0

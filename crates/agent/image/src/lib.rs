@@ -36,7 +36,6 @@ pub unsafe extern "C" fn pagefold_agent_start(
         address: [0; 108],
         address_len: address_len.min(108),
         token: Token(token[0], token[1]),
-        alone: false,
         all: false,
     };
     config.address[..config.address_len].copy_from_slice(&name[..config.address_len]);

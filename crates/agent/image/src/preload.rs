@@ -16,7 +16,7 @@ extern "C" fn construct(_count: i32, _arguments: *const *const u8, environment: 
     let Some(token) = secret(token) else { return };
     let path = &rest[33..];
     let (path, all) = path.strip_prefix(b"all:").map_or((path, false), |path| (path, true));
-    let mut config = Config { address: [0; 108], address_len: 0, token, alone: true, all };
+    let mut config = Config { address: [0; 108], address_len: 0, token, all };
     if name.len() + 1 > config.address.len() {
         return;
     }

@@ -22,6 +22,7 @@ mod outside;
 mod own;
 mod places;
 mod pressure;
+mod probes;
 mod process;
 mod properties;
 #[path = "../common/raw_fork.rs"]
@@ -54,6 +55,7 @@ const VICTIMS: &[&[Victim]] = &[
     own::VICTIMS,
     places::VICTIMS,
     pressure::VICTIMS,
+    probes::VICTIMS,
     process::VICTIMS,
     properties::VICTIMS,
     raw_forks::VICTIMS,
