@@ -16,7 +16,7 @@ const KILL_PROCESS: u32 = 0x8000_0000;
 const ALLOW: u32 = 0x7fff_0000;
 
 /// The calls of a batch, of the doorbell and of the socket.
-const ALLOWED: [u64; 20] = [
+const ALLOWED: [u64; 21] = [
     nr::IOCTL,
     nr::MMAP,
     nr::MUNMAP,
@@ -24,6 +24,7 @@ const ALLOWED: [u64; 20] = [
     nr::MREMAP,
     nr::MADVISE,
     nr::FUTEX,
+    nr::FUTEX_WAITV,
     nr::RECVMSG,
     nr::SENDMSG,
     nr::READ,

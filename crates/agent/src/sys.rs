@@ -51,6 +51,7 @@ pub(crate) mod nr {
     pub(crate) const REMAP_FILE_PAGES: u64 = 216;
     pub(crate) const CLOCK_GETTIME: u64 = 228;
     pub(crate) const EXIT_GROUP: u64 = 231;
+    pub(crate) const FUTEX_WAITV: u64 = 449;
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const OPENAT: u64 = 257;
     pub(crate) const NEWFSTATAT: u64 = 262;
@@ -262,6 +263,31 @@ pub(crate) fn futex_wait(word: &core::sync::atomic::AtomicU32, value: u32, timeo
     let limit = if timeout_ns == 0 { 0 } else { (&raw const time) as u64 };
     // SAFETY: the kernel reads the word and the timespec.
     unsafe { sys!(nr::FUTEX, word.as_ptr() as u64, 0, value.into(), limit) }
+}
+
+/// Waits on a futex word of this process's own while it holds `value`, and on another one, an address of the program's, while
+/// that holds `other_value`. At most that long; it may come back at any time.
+pub(crate) fn futex_wait_both(
+    word: &core::sync::atomic::AtomicU32,
+    value: u32,
+    other: u64,
+    other_value: u32,
+    timeout_ns: u64,
+) {
+    const CLOCK_MONOTONIC: u64 = 1;
+    /// FUTEX2_SIZE_U32, and shared: both words may be waited for by other processes.
+    const SIZE_32: u64 = 2;
+    let until = monotonic().saturating_add(timeout_ns);
+    let time = [until / 1_000_000_000, until % 1_000_000_000];
+    // struct futex_waitv: value, address, flags.
+    let words = [[u64::from(value), word.as_ptr() as u64, SIZE_32], [u64::from(other_value), other, SIZE_32]];
+    let (words, limit) = (words.as_ptr() as u64, (&raw const time) as u64);
+    // SAFETY: the kernel reads the two structures, the words and the timespec.
+    let waited = unsafe { sys!(nr::FUTEX_WAITV, words, 2, 0, limit, CLOCK_MONOTONIC) };
+    // Whatever is wrong with the second word must not make this a loop.
+    if failed(waited) && ![errno::EAGAIN, errno::EINTR, errno::ETIMEDOUT].contains(&-waited) {
+        futex_wait(word, value, timeout_ns);
+    }
 }
 
 /// Wakes everybody who waits on a futex word.

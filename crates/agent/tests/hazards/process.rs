@@ -156,6 +156,24 @@ fn d_8_the_helper_has_no_privileges() {
     stand.assert_merged(PAGES as u64);
 }
 
+/// D-20: the end of the program wakes its helper, which has its memory and all that is mapped there until it has left.
+///
+/// Seen to fail: it looked ten times a second, and files that programs had been were busy for as long after their end.
+#[test]
+fn d_20_the_helper_waits_for_the_end_of_its_program() {
+    const FUTEX_WAITV: &str = "449 ";
+    let stand = Stand::on_request();
+    let mut running = stand.start("show_helper");
+    running.expect("shown");
+    let helper = helper_of(running.pid());
+    let waits =
+        || std::fs::read_to_string(format!("/proc/{helper}/syscall")).is_ok_and(|call| call.starts_with(FUTEX_WAITV));
+    wait_until("it waits for two words", waits);
+    running.say("go on");
+    running.succeed();
+    wait_until("it has left", || !crate::stand::lives(helper));
+}
+
 /// The helper that shares a process's memory.
 pub(crate) fn helper_of(program: i32) -> i32 {
     let helpers = helpers_of(program);
