@@ -61,6 +61,9 @@ fn measured(words: &[&str]) -> (Vec<Value>, usize) {
         assert!(number("requests") >= 3.0, "{sample:#}");
         assert!(number("read_all_again_seconds") > 0.0, "{sample:#}");
         assert_eq!(number("wrong_answers") + number("wrong_workers"), 0.0, "{sample:#}");
+        let digests = sample["digests"].as_array().unwrap();
+        assert!(digests.len() == 3 && (1..3).all(|at| !digests[..at].contains(&digests[at])), "{sample:#}");
+        assert_eq!(sample["digests"], samples[0]["digests"]);
         if sample["way"] == "shared" {
             assert!(sample["summary"]["processes_ever"].as_u64() >= Some(1), "{sample:#}");
         }

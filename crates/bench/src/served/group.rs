@@ -133,23 +133,17 @@ impl Group {
         self.launcher.clone()
     }
 
-    /// What the first said after loading.
-    pub(super) fn digest(&self) -> &str {
-        self.digests.first().map_or("", String::as_str)
+    /// What each said after loading.
+    pub(super) fn digests(&self) -> &[String] {
+        &self.digests
     }
 
-    /// Workers that do not hold what they loaded, or what all loaded, or what they were to write.
+    /// Workers that have not loaded or do not hold what is expected of their number, or what they were to write.
     ///
     /// # Errors
     /// When one is gone.
-    pub(super) fn wrong(&mut self) -> Result<u64> {
-        let first = self.digests.first().cloned().unwrap_or_default();
-        let mut wrong = 0;
-        for (worker, digest) in self.workers.iter_mut().zip(&self.digests) {
-            let proof = worker.check()?;
-            wrong += u64::from(!proof.right || proof.digest != *digest || *digest != first);
-        }
-        Ok(wrong)
+    pub(super) fn wrong(&mut self, expected: &[String]) -> Result<u64> {
+        wrong(&mut self.workers, &self.digests, expected)
     }
 
     /// Ends the workers in order; the last summary, where pagefold merged.
@@ -217,12 +211,37 @@ fn said(folder: &Path) -> String {
     all
 }
 
+fn wrong(workers: &mut [Box<dyn Worker>], loaded: &[String], expected: &[String]) -> Result<u64> {
+    let mut wrong = 0;
+    for (number, worker) in workers.iter_mut().enumerate() {
+        let proof = worker.check()?;
+        let expected = expected.get(number);
+        wrong += u64::from(!proof.right || expected != Some(&proof.digest) || expected != loaded.get(number));
+    }
+    Ok(wrong)
+}
+
+/// What each of so many workers says after loading while nobody merges: what its like has to hold in every way.
+///
+/// # Errors
+/// As [`Group::start`] and [`Group::end`], and when two hold the same, so that they could not be told from each other.
+pub(super) fn unmerged(program: &Program, count: usize) -> Result<Vec<String>> {
+    let plain = Merging { way: Way::Plain, pagefold: PathBuf::new(), options: Vec::new() };
+    let group = Group::start(program, &plain, count, &program.folder.join("unmerged"))?;
+    let digests = group.digests.clone();
+    group.end()?;
+    for (number, digest) in digests.iter().enumerate() {
+        ensure!(!digests[..number].contains(digest), "worker {number} holds nothing of its own");
+    }
+    Ok(digests)
+}
+
 /// One worker that starts, loads and ends as it will when it is measured, so that what is done only once is done:
 /// programs are read from disk, and pagefold judges them.
 ///
 /// # Errors
 /// As [`Group::start`] and [`Group::end`].
-pub(super) fn warm_up(program: &Program, merging: &Merging) -> Result<()> {
+pub(super) fn warm_up(program: &Program, merging: &Merging, expected: &[String]) -> Result<()> {
     let folder = program.folder.join("warm-up");
     let mut group = Group::start(program, merging, 1, &folder)?;
     // It is taken in once it has lived for a second.
@@ -231,9 +250,89 @@ pub(super) fn warm_up(program: &Program, merging: &Merging) -> Result<()> {
         interrupt::go_on()?;
         std::thread::sleep(TICK);
     }
-    if group.wrong()? > 0 {
+    if group.wrong(expected)? > 0 {
         bail!("a worker does not hold what it loaded");
     }
     group.end()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::served::kind::Kind;
+    use crate::served::worker::Proof;
+    use std::os::unix::fs::FileExt as _;
+
+    struct Says(&'static str);
+
+    impl Worker for Says {
+        fn loaded(&mut self) -> Result<String> {
+            Ok(self.0.to_owned())
+        }
+        fn small(&mut self, _number: u32) -> Result<bool> {
+            Ok(true)
+        }
+        fn all(&mut self) -> Result<bool> {
+            Ok(true)
+        }
+        fn check(&mut self) -> Result<Proof> {
+            Ok(Proof { digest: self.0.to_owned(), right: true })
+        }
+    }
+
+    #[test]
+    fn a_worker_has_to_say_what_is_expected_of_its_number() {
+        let count = |says: [&'static str; 2], loaded: [&str; 2]| {
+            let mut workers = says.map(|text| Box::new(Says(text)) as Box<dyn Worker>);
+            let texts = |of: [&str; 2]| of.map(str::to_owned);
+            wrong(&mut workers, &texts(loaded), &texts(["zero", "one"])).unwrap()
+        };
+        assert_eq!(count(["zero", "one"], ["zero", "one"]), 0);
+        assert_eq!(count(["zero", "zero"], ["zero", "one"]), 1, "it holds what is another's");
+        assert_eq!(count(["zero", "zero"], ["zero", "zero"]), 1, "it was so before it was asked first");
+        assert_eq!(count(["one", "zero"], ["one", "zero"]), 2);
+    }
+
+    /// Puts bytes in the place of others wherever a process has those in memory of its own; how often.
+    fn replace(pid: kernel::Pid, old: &[u8], new: &[u8]) -> usize {
+        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let mut replaced = 0;
+        for line in maps.lines().filter(|line| line.contains(" rw-p ") && line.contains(" 00:00 0")) {
+            let (from, to) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            let [from, to] = [from, to].map(|hex| u64::from_str_radix(hex, 16).unwrap());
+            let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
+            memory.read_exact_at(&mut bytes, from).unwrap();
+            let starts = bytes.windows(old.len()).enumerate().filter(|(_, found)| *found == old);
+            for (start, _) in starts {
+                memory.write_all_at(new, from + start as u64).unwrap();
+                replaced += 1;
+            }
+        }
+        replaced
+    }
+
+    #[test]
+    fn what_belongs_to_another_worker_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let Ok(program) = Kind::Python.find(folder.path()).unwrap() else {
+            println!("skipped: no python3 with sqlite3");
+            return;
+        };
+        let expected = unmerged(&program, 2).unwrap();
+        let plain = Merging { way: Way::Plain, pagefold: PathBuf::new(), options: Vec::new() };
+        let mut group = Group::start(&program, &plain, 2, &folder.path().join("two")).unwrap();
+        assert_eq!(group.wrong(&expected).unwrap(), 0);
+        // The second worker's text at one place, as worker.py makes it, becomes the first one's.
+        let text = |worker: u64| format!("{:08x}", (worker * 1_000_003 + 5000) * 2_654_435_761 % (1 << 30)).repeat(3);
+        let second =
+            |pid: kernel::Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap().ends_with(b"worker.py\x001\0");
+        let tree = host::tree(group.root()).unwrap();
+        let (pid, _) = tree.into_iter().find(|(pid, _)| second(*pid)).unwrap();
+        assert!(replace(pid, text(1).as_bytes(), text(0).as_bytes()) > 0);
+        assert_eq!(group.wrong(&expected).unwrap(), 1);
+        group.end().unwrap();
+    }
 }

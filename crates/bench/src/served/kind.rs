@@ -19,7 +19,8 @@ const PYTHON: &str = include_str!("worker.py");
 const NODE: &str = include_str!("worker.js");
 const JAVA: &str = include_str!("Worker.java");
 
-/// A program whose workers serve requests.
+/// A program whose workers serve requests. Beside what all workers of a program hold, each holds an eighth as much that
+/// no other holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -148,17 +149,19 @@ impl Program {
             match self.kind {
                 Kind::Python | Kind::Node | Kind::JvmSerial | Kind::JvmG1 => {
                     workers.push(Box::new(Lines::new(Wire::pipes(folder, number, launcher)?)));
-                    start(&self.words, &format!("<{number}.in >{number}.out"));
+                    let mut words = self.words.clone();
+                    words.push(number.to_string());
+                    start(&words, &format!("<{number}.in >{number}.out"));
                 }
                 Kind::Redis => {
                     let socket = folder.join(format!("{number}.sock"));
                     let mut words = self.words.clone();
                     words.push(socket.display().to_string());
-                    workers.push(Box::new(Redis::new(socket, launcher)));
+                    workers.push(Box::new(Redis::new(socket, number, launcher)));
                     start(&words, "</dev/null >>log");
                 }
                 Kind::Postgres => {
-                    workers.push(Box::new(Backend::new(folder.join(".s.PGSQL.5432"), launcher)));
+                    workers.push(Box::new(Backend::new(folder.join(".s.PGSQL.5432"), number, launcher)));
                     if number == 0 {
                         let mut words = self.words.clone();
                         words.push(folder.display().to_string());

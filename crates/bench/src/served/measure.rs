@@ -51,8 +51,8 @@ pub(super) struct Outcome {
     /// Passes that ksmd has ended while they served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ksmd_passes: Option<u64>,
-    /// What the first worker said that it holds.
-    pub(super) digest: String,
+    /// What each worker said after loading that it holds.
+    pub(super) digests: Vec<String>,
     /// CPU time of the workers while they served.
     pub(super) workers_cpu_seconds: f64,
     /// Requests that were answered.
@@ -71,7 +71,7 @@ pub(super) struct Outcome {
     pub(super) read_all_again_seconds: f64,
     /// Answers that were wrong.
     pub(super) wrong_answers: u64,
-    /// Workers that did not prove at the end that they hold what they must.
+    /// Workers that had not loaded what they must, or did not prove at the end that they hold it.
     pub(super) wrong_workers: u64,
     /// KSM's counters at the end of serving.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,14 +91,16 @@ pub(super) struct Measurement {
     pub(super) time: Duration,
     /// Goal of the kernel's advisor, in seconds.
     pub(super) scan_time: u32,
+    /// What each worker has to hold.
+    pub(super) expected: Vec<String>,
     /// For the workers' files.
     pub(super) folder: PathBuf,
 }
 
 impl Outcome {
-    /// Everything was right, also beside what other workers of this program have loaded.
-    pub(super) fn right(&self, others: &[Self]) -> bool {
-        self.wrong_answers + self.wrong_workers == 0 && others.iter().all(|other| other.digest == self.digest)
+    /// Everything was right.
+    pub(super) fn right(&self) -> bool {
+        self.wrong_answers + self.wrong_workers == 0
     }
 
     /// ksmd has seen each page often enough to merge what it can, or it is not ksmd who merged.
@@ -193,10 +195,10 @@ impl Measurement {
         let counters = scanner.map(Scanner::counters).transpose()?;
         let readings = group.workers.iter_mut().map(|worker| read_all(worker.as_mut())).collect::<Result<Vec<_>>>()?;
         let reading = |of: fn(&Reading) -> f64| median(readings.iter().map(of).collect());
-        let wrong_workers = group.wrong()?;
+        let wrong_workers = group.wrong(&self.expected)?;
         let checked = Look::take(root, begun.elapsed())?;
         launcher.alive()?;
-        let digest = group.digest().to_owned();
+        let digests = group.digests().to_vec();
         let summary = group.end()?;
         anyhow::ensure!(summary.is_some() == self.merging.way.is_ours(), "pagefold run has left no summary");
         let settled: Vec<Look> = looks.iter().copied().filter(|look| look.seconds >= third).collect();
@@ -223,7 +225,7 @@ impl Measurement {
                 .as_ref()
                 .zip(passes_before)
                 .map(|(now, before)| now.full_scans.saturating_sub(before)),
-            digest,
+            digests,
             workers_cpu_seconds,
             requests: served.requests.len() as u64,
             requests_per_second: per(served.requests.len(), end.seconds),

@@ -2,7 +2,9 @@
 //!
 //! Each way gets freshly started workers of real programs. What they take is their anonymous memory by proportional
 //! shares, in which a page that ksmd has merged is counted once, and what the page store holds. Memory and CPU time of
-//! whoever merges are told apart from it. All workers prove at the end that they hold what they must.
+//! whoever merges are told apart from it. All workers prove at the end that they hold what they must: most of it all
+//! hold, which can be merged, and beside it each an eighth as much that no other holds, so that a page of another worker
+//! in its place is found. What that is, workers of the same numbers have said before that nobody merged.
 
 mod compare;
 mod group;
@@ -18,7 +20,7 @@ mod wire;
 mod worker;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ use serde_json::json;
 
 use crate::programs::pagefold_beside;
 use crate::report::{Machine, Report};
-use group::{Merging, warm_up};
+use group::{Merging, unmerged, warm_up};
 use measure::{Measurement, Outcome, missing, reachable};
 
 use kind::Program;
@@ -100,15 +102,29 @@ impl ServedCommand {
             let merging = |way| Merging { way, pagefold: pagefold.clone(), options: self.run_options.clone() };
             let first = ways.iter().copied().find(|way| way.is_ours()).unwrap_or(Way::Plain);
             eprintln!("{}: warms up", kind.name());
-            if let Err(error) = warm_up(&program, &merging(first)) {
-                interrupt::go_on()?;
-                eprintln!("{}: failed: {error:#}", kind.name());
-                report.samples.push(json!({ "program": kind, "failed": format!("{error:#}") }));
-                right = false;
-                continue;
-            }
+            let expected = unmerged(&program, self.count.into());
+            let ready = expected.and_then(|all| warm_up(&program, &merging(first), &all).map(|()| all));
+            let expected = match ready {
+                Ok(expected) => expected,
+                Err(error) => {
+                    interrupt::go_on()?;
+                    eprintln!("{}: failed: {error:#}", kind.name());
+                    report.samples.push(json!({ "program": kind, "failed": format!("{error:#}") }));
+                    right = false;
+                    continue;
+                }
+            };
             for load in self.loads() {
-                right &= self.measure(&program, *load, ways, &merging, folder.path(), &mut report)?;
+                let measurement = |way: Way, number: usize| Measurement {
+                    merging: merging(way),
+                    load: *load,
+                    count: self.count.into(),
+                    time: Duration::from_secs(self.seconds),
+                    scan_time: self.advisor_scan_time,
+                    expected: expected.clone(),
+                    folder: folder.path().join(format!("{}-{number}", load.name())),
+                };
+                right &= self.measure(&program, *load, ways, &measurement, &mut report)?;
             }
         }
         for ratio in report.ratios.iter().filter(|ratio| !ratio.met) {
@@ -129,8 +145,7 @@ impl ServedCommand {
         program: &Program,
         load: Load,
         ways: &[Way],
-        merging: &dyn Fn(Way) -> Merging,
-        folder: &Path,
+        measurement: &dyn Fn(Way, usize) -> Measurement,
         report: &mut Report,
     ) -> Result<bool> {
         let mut outcomes: Vec<Outcome> = Vec::new();
@@ -146,19 +161,11 @@ impl ServedCommand {
                 continue;
             }
             eprintln!("{name}: {} workers", self.count);
-            let measurement = Measurement {
-                merging: merging(way),
-                load,
-                count: self.count.into(),
-                time: Duration::from_secs(self.seconds),
-                scan_time: self.advisor_scan_time,
-                folder: folder.join(format!("{}-{number}", load.name())),
-            };
-            match measurement.run(program) {
+            match measurement(way, number).run(program) {
                 Ok(outcome) => {
                     let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
                     eprintln!("{}", compare::row(&outcome, plain));
-                    right &= outcome.right(&outcomes);
+                    right &= outcome.right();
                     outcomes.push(outcome);
                 }
                 Err(error) => {

@@ -12,8 +12,10 @@ use anyhow::{Context as _, Result, bail};
 use super::wire::{Launcher, Wire};
 use super::worker::{Proof, Sum, Worker};
 
-/// Rows that each backend holds, of 330 bytes or so.
-const ROWS: u32 = 40_000;
+/// Rows that each backend holds and others hold too, of 330 bytes or so.
+const EQUAL_ROWS: u32 = 40_000;
+/// All that it holds: the rows after them are its own.
+const ROWS: u32 = EQUAL_ROWS + EQUAL_ROWS / 8;
 /// Rows of a small request.
 const FEW: u32 = 20;
 /// The superuser of the server, who is nobody's user on the machine.
@@ -23,6 +25,8 @@ pub(super) const USER: &str = "bench";
 #[derive(Debug)]
 pub(super) struct Backend {
     socket: PathBuf,
+    /// Which of the backends it is.
+    number: usize,
     launcher: Launcher,
     wire: Option<Wire>,
 }
@@ -37,8 +41,8 @@ struct Answer {
 }
 
 impl Backend {
-    pub(super) fn new(socket: PathBuf, launcher: &Launcher) -> Self {
-        Self { socket, launcher: launcher.clone(), wire: None }
+    pub(super) fn new(socket: PathBuf, number: usize, launcher: &Launcher) -> Self {
+        Self { socket, number, launcher: launcher.clone(), wire: None }
     }
 
     fn ask(&mut self, query: &str) -> Result<Answer> {
@@ -83,9 +87,11 @@ impl Worker for Backend {
         };
         self.wire = Some(wire);
         self.ask("set work_mem = '256MB'")?;
+        let own = self.number;
         self.ask(&format!(
             "declare held scroll cursor with hold for \
-             select n, repeat(md5(n::text), 10) from generate_series(1, {ROWS}) n order by n"
+             select n, repeat(md5(case when n > {EQUAL_ROWS} then n || ' of {own}' else n::text end), 10) \
+             from generate_series(1, {ROWS}) n order by n"
         ))?;
         let all = self.fetch()?;
         anyhow::ensure!(all.rows == ROWS, "it holds {} rows in place of {ROWS}", all.rows);

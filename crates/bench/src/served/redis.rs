@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::wire::{Launcher, Wire};
 use super::worker::{Proof, Sum, Worker};
 
-/// Keys that every server holds.
+/// Keys that every server holds with the same values.
 const KEYS: u32 = 10_000;
+/// Keys after them whose values no other server holds.
+const OWN: u32 = KEYS / 8;
 /// Keys for one command, where several are read or written.
-const BATCH: u32 = 200;
+const BATCH: u32 = 250;
 /// Keys that are counted up.
 const COUNTERS: u32 = 1000;
 
@@ -18,6 +20,8 @@ const COUNTERS: u32 = 1000;
 #[derive(Debug)]
 pub(super) struct Redis {
     socket: PathBuf,
+    /// Which of the servers it is.
+    server: usize,
     launcher: Launcher,
     wire: Option<Wire>,
     /// How often each counter was raised.
@@ -25,8 +29,8 @@ pub(super) struct Redis {
 }
 
 impl Redis {
-    pub(super) fn new(socket: PathBuf, launcher: &Launcher) -> Self {
-        Self { socket, launcher: launcher.clone(), wire: None, raised: vec![0; COUNTERS as usize] }
+    pub(super) fn new(socket: PathBuf, server: usize, launcher: &Launcher) -> Self {
+        Self { socket, server, launcher: launcher.clone(), wire: None, raised: vec![0; COUNTERS as usize] }
     }
 
     fn wire(&mut self) -> Result<&mut Wire> {
@@ -41,9 +45,10 @@ impl Redis {
 
     /// Reads all keys; the sum over them, and whether each is right.
     fn read(&mut self) -> Result<(Sum, bool)> {
+        let server = self.server;
         let wire = self.wire()?;
         let (mut sum, mut right) = (Sum::new(), true);
-        for from in (0..KEYS).step_by(BATCH as usize) {
+        for from in (0..KEYS + OWN).step_by(BATCH as usize) {
             let keys: Vec<String> = (from..from + BATCH).map(key).collect();
             let words: Vec<&str> = std::iter::once("MGET").chain(keys.iter().map(String::as_str)).collect();
             wire.send(&command(&words))?;
@@ -52,7 +57,7 @@ impl Redis {
             for number in from..from + BATCH {
                 let found = value(wire)?.unwrap_or_default();
                 sum.add(&found[..found.len().min(64)]);
-                right &= found == content(number).as_bytes();
+                right &= found == content(server, number).as_bytes();
             }
         }
         Ok((sum, right))
@@ -62,10 +67,10 @@ impl Redis {
 impl Worker for Redis {
     fn loaded(&mut self) -> Result<String> {
         let mut wire = Wire::socket(&self.socket, &self.launcher)?;
-        for from in (0..KEYS).step_by(BATCH as usize) {
+        for from in (0..KEYS + OWN).step_by(BATCH as usize) {
             let mut bytes = Vec::new();
             for number in from..from + BATCH {
-                bytes.extend(command(&["SET", &key(number), &content(number)]));
+                bytes.extend(command(&["SET", &key(number), &content(self.server, number)]));
             }
             wire.send(&bytes)?;
             for _ in 0..BATCH {
@@ -79,13 +84,14 @@ impl Worker for Redis {
     }
 
     fn small(&mut self, number: u32) -> Result<bool> {
-        let place = number.wrapping_mul(7919) % KEYS;
+        let place = number.wrapping_mul(7919) % (KEYS + OWN);
         let found = self.ask(&["GET", &key(place)])?;
         let counter = number % COUNTERS;
         let raised = self.ask(&["INCR", &format!("counter:{counter}")])?;
         let before = self.raised.get_mut(counter as usize).context("a counter of those that there are")?;
         *before += 1;
-        Ok(found.is_some_and(|found| found == content(place).as_bytes()) && raised == Some(before.to_string().into()))
+        Ok(found.is_some_and(|found| found == content(self.server, place).as_bytes())
+            && raised == Some(before.to_string().into()))
     }
 
     fn all(&mut self) -> Result<bool> {
@@ -106,9 +112,13 @@ fn key(number: u32) -> String {
     format!("key:{number}")
 }
 
-/// 1500 bytes or a little more, of every key its own.
-fn content(number: u32) -> String {
-    let one = format!("value {number} of all servers, ");
+/// 1500 bytes or a little more, of every key its own, and as long in every server.
+fn content(server: usize, number: u32) -> String {
+    let one = if number < KEYS {
+        format!("value {number} of all servers, ")
+    } else {
+        format!("value {number} of server {server:03} alone, ")
+    };
     one.repeat(1500usize.div_ceil(one.len()))
 }
 
@@ -143,6 +153,14 @@ mod tests {
     use super::*;
     use crate::served::wire::tests::connected;
     use std::io::{Read as _, Write as _};
+
+    #[test]
+    fn servers_hold_the_same_and_an_eighth_of_their_own() {
+        assert_eq!((KEYS % BATCH, OWN % BATCH), (0, 0));
+        assert_eq!(content(0, KEYS - 1), content(1, KEYS - 1));
+        assert_ne!(content(0, KEYS), content(1, KEYS));
+        assert_eq!(content(0, KEYS).len(), content(255, KEYS).len());
+    }
 
     #[test]
     fn answers_are_understood() {
