@@ -152,7 +152,7 @@ impl AdvisorCommand {
         let scanner = Scanner::acquire()?;
         scanner.forget_the_dead()?;
         if who == Who::Kernel {
-            prime(&scanner, kernels(goal))?;
+            prime(&scanner, kernels(goal), || Ok(()))?;
         }
         let mut fleet = Fleet::start(layout, |_| ())?;
         fleet.hand_over()?;
@@ -246,14 +246,15 @@ impl AdvisorCommand {
 
 /// Lets the kernel's advisor end some passes over a little memory. Its first one after it was chosen is charged with all
 /// that ksmd has used since boot, so that it scans 10 to 70 pages in a batch during the whole next one: over the real
-/// workers that takes minutes in which nothing could be compared.
-pub(crate) fn prime(scanner: &Scanner, wanted: Wanted) -> Result<()> {
+/// workers that takes minutes in which nothing could be compared. `go_on` fails if it is to be left.
+pub(crate) fn prime(scanner: &Scanner, wanted: Wanted, go_on: impl Fn() -> Result<()>) -> Result<()> {
     let mut few = Fleet::start(Layout::new(512, 4, 2, 2), |_| ())?;
     few.hand_over()?;
     let before = scanner.counters()?.full_scans;
     scanner.ask(wanted)?;
     let deadline = Instant::now() + PATIENCE;
     while scanner.counters()?.full_scans < before + 6 && Instant::now() < deadline {
+        go_on()?;
         std::thread::sleep(LOOK);
     }
     Ok(())

@@ -55,9 +55,12 @@ enum Scenario {
     /// Workers of real programs that serve requests: without merging, under kernel KSM and under pagefold.
     ///
     /// Every program, load and way takes --seconds and the time for loading: about an hour and a half if nothing is left out.
-    /// It takes root for KSM's settings. What is not installed, or what this kernel lacks, is said and left out. The
-    /// status is 1 if any answer or any worker's memory was wrong, or if a worker ended. Beside what all workers hold, each
-    /// holds an eighth as much that no other holds: a page of another in its place is found.
+    /// It takes root for KSM's settings. What is not installed, or what this kernel lacks, is said and left out. Beside
+    /// what all workers hold, each holds an eighth as much that no other holds: a page of another in its place is found.
+    ///
+    /// The status is 1 if any answer or any worker's memory was wrong, or if a worker ended. After Ctrl-C, what was measured
+    /// until then is told, everything that was started is ended, KSM's settings are put back, and the status is 130; a
+    /// second Ctrl-C ends at once and tells nothing.
     Workers(ServedCommand),
     /// Torture managed memory while helper, broker and guardian are killed, and check every byte.
     Soak(SoakArgs),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use ksm::{Counters, KsmSysfs};
+use ksm::{Counters, KsmSysfs, Wanted};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -155,19 +155,26 @@ impl Measurement {
     /// When KSM cannot be driven, or a worker ends or does not answer.
     pub(super) fn run(&self, program: &Program) -> Result<Outcome> {
         let Some(wanted) = self.merging.way.wanted(self.scan_time) else { return self.serve(program, None) };
-        let scanner = Scanner::acquire()?;
+        let lock = interrupt::wait_for(ksm::host_lock)?.context("cannot take the lock of host-wide settings")?;
+        let scanner = Scanner::acquire_under(lock)?;
+        let outcome = self.serve_under(&scanner, wanted, program);
+        // Until ksmd has been there, the workers that have ended count as if they were alive.
+        let clean = scanner.forget_the_dead();
+        let released = scanner.release();
+        let outcome = outcome?;
+        clean?;
+        released?;
+        Ok(outcome)
+    }
+
+    fn serve_under(&self, scanner: &Scanner, wanted: Wanted, program: &Program) -> Result<Outcome> {
         scanner.forget_the_dead()?;
         if self.merging.way == Way::KsmAdvisor {
-            prime(&scanner, wanted)?;
+            prime(scanner, wanted, interrupt::go_on)?;
         } else {
             scanner.ask(wanted)?;
         }
-        let outcome = self.serve(program, Some(&scanner));
-        // Until ksmd has been there, the workers that have ended count as if they were alive.
-        let clean = scanner.forget_the_dead();
-        scanner.release()?;
-        clean?;
-        outcome
+        self.serve(program, Some(scanner))
     }
 
     fn serve(&self, program: &Program, scanner: Option<&Scanner>) -> Result<Outcome> {

@@ -7,6 +7,7 @@
 //! in its place is found. What that is, workers of the same numbers have said before that nobody merged.
 
 mod compare;
+mod findings;
 mod group;
 mod interrupt;
 mod kind;
@@ -20,7 +21,7 @@ mod wire;
 mod worker;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,11 +30,11 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use crate::programs::pagefold_beside;
-use crate::report::{Machine, Report};
+use findings::{Findings, Not, say};
 use group::{Merging, unmerged, warm_up};
-use measure::{Measurement, Outcome, missing, reachable};
-
+use interrupt::INTERRUPTED;
 use kind::Program;
+use measure::{Measurement, Outcome, missing, reachable};
 
 pub use kind::Kind;
 pub use load::Load;
@@ -72,115 +73,115 @@ pub struct ServedCommand {
 }
 
 impl ServedCommand {
-    /// Measures and reports. Anything wrong is exit status 1.
+    /// Measures and reports. Anything wrong is exit status 1. What was measured is told also when a signal ends this;
+    /// the status is 130 then.
     ///
     /// # Errors
-    /// When it cannot be measured at all, or is interrupted.
+    /// When it cannot be measured at all.
     pub fn run(&self) -> Result<ExitCode> {
         interrupt::take_signals()?;
-        let machine = Machine::here();
         distinct(&self.programs, "--programs")?;
         distinct(&self.ways, "--ways")?;
         distinct(&self.load, "--load")?;
         let ways = if self.ways.is_empty() { Way::value_variants() } else { &self.ways };
         let ours = ways.iter().any(|way| way.is_ours());
         let pagefold = if ours { pagefold_beside(self.pagefold.as_deref())? } else { PathBuf::new() };
-        let mut report = Report { scenario: "workers", machine, samples: Vec::new(), ratios: Vec::new() };
-        let mut right = true;
-        let programs = if self.programs.is_empty() { Kind::value_variants() } else { &self.programs };
-        for kind in programs {
-            let folder = tempfile::Builder::new().prefix("workers").tempdir().context("create a folder")?;
-            let program = match kind.find(folder.path()).with_context(|| kind.name())? {
-                Ok(program) => program,
-                Err(why) => {
-                    eprintln!("{}: skipped: {why}", kind.name());
-                    report.samples.push(json!({ "program": kind, "skipped": why }));
-                    continue;
-                }
-            };
-            let pagefold = if ours { reachable(&pagefold, &program)? } else { PathBuf::new() };
-            let merging = |way| Merging { way, pagefold: pagefold.clone(), options: self.run_options.clone() };
-            let first = ways.iter().copied().find(|way| way.is_ours()).unwrap_or(Way::Plain);
-            eprintln!("{}: warms up", kind.name());
-            let expected = unmerged(&program, self.count.into());
-            let ready = expected.and_then(|all| warm_up(&program, &merging(first), &all).map(|()| all));
-            let expected = match ready {
-                Ok(expected) => expected,
-                Err(error) => {
-                    interrupt::go_on()?;
-                    eprintln!("{}: failed: {error:#}", kind.name());
-                    report.samples.push(json!({ "program": kind, "failed": format!("{error:#}") }));
-                    right = false;
-                    continue;
-                }
-            };
-            for load in self.loads() {
-                let measurement = |way: Way, number: usize| Measurement {
-                    merging: merging(way),
-                    load: *load,
-                    count: self.count.into(),
-                    time: Duration::from_secs(self.seconds),
-                    scan_time: self.advisor_scan_time,
-                    expected: expected.clone(),
-                    folder: folder.path().join(format!("{}-{number}", load.name())),
-                };
-                right &= self.measure(&program, *load, ways, &measurement, &mut report)?;
-            }
+        let mut findings = Findings::new();
+        let ended = self.measure_all(ways, &pagefold, &mut findings);
+        let interrupted = ended.is_err() && interrupt::go_on().is_err();
+        findings.print(self.json, interrupted)?;
+        if interrupted {
+            return Ok(ExitCode::from(INTERRUPTED));
         }
-        for ratio in report.ratios.iter().filter(|ratio| !ratio.met) {
-            eprintln!(
-                "missed: {}: {:.3} {} against {:.3} ({}), ratio {:.3}, goal {:.2}",
-                ratio.metric, ratio.ours, ratio.unit, ratio.theirs, ratio.against, ratio.ratio, ratio.goal
-            );
-        }
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
-        }
-        Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        ended?;
+        Ok(if findings.right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    /// All ways under one load. Whether everything was right; a way that failed was not, and the others go on.
-    fn measure(
+    /// All programs; one that failed was not right, and the others go on.
+    ///
+    /// # Errors
+    /// That a signal has asked to end.
+    fn measure_all(&self, ways: &[Way], pagefold: &Path, findings: &mut Findings) -> Result<()> {
+        let programs = if self.programs.is_empty() { Kind::value_variants() } else { &self.programs };
+        for kind in programs {
+            if let Err(error) = self.measure_program(*kind, ways, pagefold, findings) {
+                interrupt::go_on()?;
+                findings.not(kind.name(), json!({ "program": kind }), Not::Failed(format!("{error:#}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// All loads of one program. It fails if its workers cannot be measured in any way.
+    fn measure_program(&self, kind: Kind, ways: &[Way], pagefold: &Path, findings: &mut Findings) -> Result<()> {
+        let folder = tempfile::Builder::new().prefix("workers").tempdir().context("create a folder")?;
+        let program = match kind.find(folder.path())? {
+            Ok(program) => program,
+            Err(why) => {
+                findings.not(kind.name(), json!({ "program": kind }), Not::Skipped(why));
+                return Ok(());
+            }
+        };
+        let first = ways.iter().copied().find(|way| way.is_ours());
+        let pagefold = if first.is_some() { reachable(pagefold, &program)? } else { PathBuf::new() };
+        let merging = |way| Merging { way, pagefold: pagefold.clone(), options: self.run_options.clone() };
+        say(&format!("{}: warms up", kind.name()));
+        let expected = unmerged(&program, self.count.into())?;
+        warm_up(&program, &merging(first.unwrap_or(Way::Plain)), &expected)?;
+        for &load in self.loads() {
+            let measurement = |way: Way, number: usize| Measurement {
+                merging: merging(way),
+                load,
+                count: self.count.into(),
+                time: Duration::from_secs(self.seconds),
+                scan_time: self.advisor_scan_time,
+                expected: expected.clone(),
+                folder: folder.path().join(format!("{}-{number}", load.name())),
+            };
+            let mut outcomes = Vec::new();
+            let ended = self.measure_load(&program, load, ways, &measurement, &mut outcomes, findings);
+            findings.add(&outcomes)?;
+            ended?;
+        }
+        Ok(())
+    }
+
+    /// All ways under one load. A way that failed was not right, and the others go on.
+    ///
+    /// # Errors
+    /// That a signal has asked to end.
+    fn measure_load(
         &self,
         program: &Program,
         load: Load,
         ways: &[Way],
         measurement: &dyn Fn(Way, usize) -> Measurement,
-        report: &mut Report,
-    ) -> Result<bool> {
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        let mut right = true;
+        outcomes: &mut Vec<Outcome>,
+        findings: &mut Findings,
+    ) -> Result<()> {
         for (number, &way) in ways.iter().enumerate() {
             let name = format!("{} {}: {}", program.kind.name(), load.name(), way.name());
-            let mut told = |word: &str, why: String| {
-                eprintln!("{name}: {word}: {why}");
-                report.samples.push(json!({ "program": program.kind, "load": load, "way": way, word: why }));
-            };
+            let what = json!({ "program": program.kind, "load": load, "way": way });
             if let Some(why) = missing(way) {
-                told("skipped", why);
+                findings.not(&name, what, Not::Skipped(why));
                 continue;
             }
-            eprintln!("{name}: {} workers", self.count);
+            say(&format!("{name}: {} workers", self.count));
             match measurement(way, number).run(program) {
                 Ok(outcome) => {
                     let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
-                    eprintln!("{}", compare::row(&outcome, plain));
-                    right &= outcome.right();
+                    say(&compare::row(&outcome, plain));
                     outcomes.push(outcome);
                 }
                 Err(error) => {
-                    interrupt::go_on()?;
-                    told("failed", format!("{error:#}"));
-                    right = false;
+                    let go_on = interrupt::go_on();
+                    let not = if go_on.is_ok() { Not::Failed(format!("{error:#}")) } else { Not::Interrupted };
+                    findings.not(&name, what, not);
+                    go_on?;
                 }
             }
         }
-        let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
-        for outcome in &outcomes {
-            report.samples.push(compare::sample(outcome, plain)?);
-        }
-        report.ratios.extend(compare::ratios(&outcomes));
-        Ok(right)
+        Ok(())
     }
 
     fn loads(&self) -> &[Load] {

@@ -54,7 +54,14 @@ impl Scanner {
     /// # Errors
     /// When KSM's settings cannot be changed or ksmd cannot be seen.
     pub fn acquire() -> Result<Self> {
-        let lock = ksm::host_lock().context("cannot take the lock of host-wide settings")?;
+        Self::acquire_under(ksm::host_lock().context("cannot take the lock of host-wide settings")?)
+    }
+
+    /// The same under the lock of host-wide settings, which whoever may not wait for it takes in a way of its own.
+    ///
+    /// # Errors
+    /// As [`Self::acquire`].
+    pub fn acquire_under(lock: File) -> Result<Self> {
         let ksmd = Ksmd::find().context("ksmd is not to be seen here")?;
         let sysfs = KsmSysfs::host();
         ksm::check_writable(&sysfs)?;
