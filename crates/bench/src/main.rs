@@ -54,7 +54,7 @@ enum Scenario {
     Start(StartCommand),
     /// Workers of real programs that serve requests: without merging, under kernel KSM and under pagefold.
     ///
-    /// Every program, load and way takes --seconds and the time for loading: about an hour and a half if nothing is left out.
+    /// Every program, load, way and round takes --seconds and the time for loading: about an hour and a half if nothing is left out.
     /// It takes root for KSM's settings. What is not installed, or what this kernel lacks, is said and left out. Beside
     /// what all workers hold, each holds an eighth as much that no other holds: a page of another in its place is found.
     ///

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A busy machine starts programs slowly.
@@ -105,7 +106,7 @@ fn below(pid: kernel::Pid) -> Vec<kernel::Pid> {
     all.into_iter().filter(|one| kernel::status::read(*one).is_ok_and(|status| status.ppid == pid.0)).collect()
 }
 
-/// A run that is interrupted.
+/// A run that something happens to.
 struct Run {
     folder: tempfile::TempDir,
     child: Child,
@@ -147,10 +148,24 @@ impl Run {
 
     /// Interrupts it when nobody reads any more what it says to people; the report.
     fn interrupt(self) -> Value {
-        let Self { folder, mut child, said, deadline } = self;
+        let Self { folder, child, said, deadline } = self;
         drop(said);
-        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        send(kernel::Pid(child.id().cast_signed()), Signal::INT);
+        let (code, report) = Self::wait(&folder, child, deadline);
+        assert_eq!((code, &report["interrupted"]), (Some(130), &Value::from(true)));
+        report
+    }
+
+    /// Waits for its end; what it has said since, its status and the report.
+    fn finish(mut self) -> (String, Option<i32>, Value) {
+        let mut said = String::new();
+        self.said.read_to_string(&mut said).unwrap();
+        let (code, report) = Self::wait(&self.folder, self.child, self.deadline);
+        assert_eq!(report["interrupted"], false);
+        (said, code, report)
+    }
+
+    fn wait(folder: &tempfile::TempDir, mut child: Child, deadline: Instant) -> (Option<i32>, Value) {
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
                 break status;
@@ -161,12 +176,14 @@ impl Run {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        assert_eq!(status.code(), Some(130));
         assert!(left(folder.path()).is_empty(), "{:?}", left(folder.path()));
-        let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("report")).unwrap()).unwrap();
-        assert_eq!(report["interrupted"], true);
-        report
+        let report = serde_json::from_slice(&std::fs::read(folder.path().join("report")).unwrap()).unwrap();
+        (status.code(), report)
     }
+}
+
+fn send(pid: kernel::Pid, signal: Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid.0).unwrap(), signal).unwrap();
 }
 
 /// Seen to fail: without a report, and with one that was not reached because nobody read the lines for people.
@@ -231,4 +248,23 @@ fn a_run_that_waits_for_ksm_can_be_interrupted() {
     let report = run.interrupt();
     let samples = report["samples"].as_array().unwrap();
     assert_eq!((samples.len(), &samples[1]["way"]), (2, &Value::from("plain")), "{samples:#?}");
+}
+
+#[test]
+fn a_way_that_fails_in_one_round_says_in_which() {
+    if !python() {
+        return;
+    }
+    let mut run = Run::start(&["--seconds", "4", "--ways", "plain", "--load", "rare", "--repeat", "3"]);
+    run.wait_for("python rare, round 2 of 3: plain: 3 workers");
+    send(run.workers()[0], Signal::KILL);
+    let (said, code, report) = run.finish();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("python rare, round 2 of 3: plain: failed: "), "{said}");
+    // The last line is about all rounds.
+    let last = said.lines().last().unwrap();
+    assert!(last.contains("2 of 3 rounds: ") && last.contains(" to ") && last.ends_with("wrong 0"), "{said}");
+    let samples = report["samples"].as_array().unwrap();
+    let rounds: Vec<_> = samples.iter().map(|one| (one["round"].as_u64(), one["failed"].is_string())).collect();
+    assert_eq!(rounds, [(Some(2), true), (Some(1), false), (Some(3), false)], "{samples:#?}");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::compare;
 use super::measure::Outcome;
-use super::way::Way;
+use super::rounds::{Rounds, plain_of};
 use crate::report::{Machine, Report};
 
 /// What is known.
@@ -63,15 +63,18 @@ impl Findings {
         self.report.samples.push(sample);
     }
 
-    /// Adds what came of all ways under one load, or of those that there was time for.
+    /// Adds what came of all ways under one load in so many rounds, or of what there was time for, and says what
+    /// several rounds come to.
     ///
     /// # Errors
     /// When it cannot be put in JSON.
-    pub(super) fn add(&mut self, outcomes: &[Outcome]) -> Result<()> {
-        let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
+    pub(super) fn add(&mut self, outcomes: &[Outcome], rounds: u16) -> Result<()> {
         for outcome in outcomes {
             self.right &= outcome.right();
-            self.report.samples.push(compare::sample(outcome, plain)?);
+            self.report.samples.push(compare::sample(outcome, plain_of(outcomes, outcome.round))?);
+        }
+        for way in Rounds::of_all(outcomes).iter().filter(|_| rounds > 1) {
+            say(&way.row(rounds));
         }
         self.report.ratios.extend(compare::ratios(outcomes));
         Ok(())

@@ -32,6 +32,8 @@ pub(super) struct Outcome {
     pub(super) program: Kind,
     pub(super) load: Load,
     pub(super) way: Way,
+    /// From 1.
+    pub(super) round: u16,
     pub(super) workers: usize,
     /// From the start of the workers until all had loaded their data.
     pub(super) loading_seconds: f64,
@@ -86,6 +88,8 @@ pub(super) struct Outcome {
 pub(super) struct Measurement {
     pub(super) merging: Merging,
     pub(super) load: Load,
+    /// From 1.
+    pub(super) round: u16,
     pub(super) count: usize,
     /// How long the workers serve.
     pub(super) time: Duration,
@@ -113,7 +117,12 @@ impl Outcome {
         (plain.private_bytes - self.private_bytes) / f64::from(1 << 20)
     }
 
-    /// The same for a CPU second of whoever merged.
+    /// The same as a share of the private memory that the workers have in `plain`.
+    pub(super) fn saved_share(&self, plain: &Self) -> f64 {
+        if plain.private_bytes > 0.0 { 1.0 - self.private_bytes / plain.private_bytes } else { 0.0 }
+    }
+
+    /// What is saved for a CPU second of whoever merged.
     pub(super) fn saved_mib_per_cpu_second(&self, plain: &Self) -> f64 {
         if self.cpu_seconds > 0.0 { self.saved_mib(plain) / self.cpu_seconds } else { 0.0 }
     }
@@ -220,6 +229,7 @@ impl Measurement {
             program: program.kind,
             load: self.load,
             way: self.merging.way,
+            round: self.round,
             workers: self.count,
             loading_seconds,
             seconds: end.seconds,

@@ -16,6 +16,7 @@ mod look;
 mod measure;
 mod postgres;
 mod redis;
+mod rounds;
 mod way;
 mod wire;
 mod worker;
@@ -35,6 +36,7 @@ use group::{Merging, unmerged, warm_up};
 use interrupt::INTERRUPTED;
 use kind::Program;
 use measure::{Measurement, Outcome, missing, reachable};
+use rounds::plain_of;
 
 pub use kind::Kind;
 pub use load::Load;
@@ -61,6 +63,10 @@ pub struct ServedCommand {
     /// How long they serve in each way, in seconds; memory is that of the last third.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
+    /// Rounds of all ways, each on fresh workers. After several, a line for each way has means and ranges; ratios are
+    /// those of the means.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub repeat: u16,
     /// The pass time, in seconds, that the kernel's advisor is given as its goal; the kernel's own default is 200.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     pub advisor_scan_time: u32,
@@ -129,24 +135,25 @@ impl ServedCommand {
         let expected = unmerged(&program, self.count.into())?;
         warm_up(&program, &merging(first.unwrap_or(Way::Plain)), &expected)?;
         for &load in self.loads() {
-            let measurement = |way: Way, number: usize| Measurement {
+            let measurement = |way: Way, round: u16| Measurement {
                 merging: merging(way),
                 load,
+                round,
                 count: self.count.into(),
                 time: Duration::from_secs(self.seconds),
                 scan_time: self.advisor_scan_time,
                 expected: expected.clone(),
-                folder: folder.path().join(format!("{}-{number}", load.name())),
+                folder: folder.path().join(format!("{}-{round}-{way:?}", load.name())),
             };
             let mut outcomes = Vec::new();
             let ended = self.measure_load(&program, load, ways, &measurement, &mut outcomes, findings);
-            findings.add(&outcomes)?;
+            findings.add(&outcomes, self.repeat)?;
             ended?;
         }
         Ok(())
     }
 
-    /// All ways under one load. A way that failed was not right, and the others go on.
+    /// All rounds of all ways under one load. A way that failed was not right, and the others go on.
     ///
     /// # Errors
     /// That a signal has asked to end.
@@ -155,29 +162,38 @@ impl ServedCommand {
         program: &Program,
         load: Load,
         ways: &[Way],
-        measurement: &dyn Fn(Way, usize) -> Measurement,
+        measurement: &dyn Fn(Way, u16) -> Measurement,
         outcomes: &mut Vec<Outcome>,
         findings: &mut Findings,
     ) -> Result<()> {
-        for (number, &way) in ways.iter().enumerate() {
-            let name = format!("{} {}: {}", program.kind.name(), load.name(), way.name());
-            let what = json!({ "program": program.kind, "load": load, "way": way });
-            if let Some(why) = missing(way) {
-                findings.not(&name, what, Not::Skipped(why));
-                continue;
-            }
-            say(&format!("{name}: {} workers", self.count));
-            match measurement(way, number).run(program) {
-                Ok(outcome) => {
-                    let plain = outcomes.iter().find(|outcome| outcome.way == Way::Plain);
-                    say(&compare::row(&outcome, plain));
-                    outcomes.push(outcome);
+        let (program_name, load_name) = (program.kind.name(), load.name());
+        let mut here = Vec::new();
+        for &way in ways {
+            match missing(way) {
+                None => here.push(way),
+                Some(why) => {
+                    let what = json!({ "program": program.kind, "load": load, "way": way });
+                    findings.not(&format!("{program_name} {load_name}: {}", way.name()), what, Not::Skipped(why));
                 }
-                Err(error) => {
-                    let go_on = interrupt::go_on();
-                    let not = if go_on.is_ok() { Not::Failed(format!("{error:#}")) } else { Not::Interrupted };
-                    findings.not(&name, what, not);
-                    go_on?;
+            }
+        }
+        for round in 1..=self.repeat {
+            let of = if self.repeat > 1 { format!(", round {round} of {}", self.repeat) } else { String::new() };
+            for &way in &here {
+                let name = format!("{program_name} {load_name}{of}: {}", way.name());
+                say(&format!("{name}: {} workers", self.count));
+                match measurement(way, round).run(program) {
+                    Ok(outcome) => {
+                        say(&format!("{}{of}", compare::row(&outcome, plain_of(outcomes, round))));
+                        outcomes.push(outcome);
+                    }
+                    Err(error) => {
+                        let go_on = interrupt::go_on();
+                        let not = if go_on.is_ok() { Not::Failed(format!("{error:#}")) } else { Not::Interrupted };
+                        let what = json!({ "program": program.kind, "load": load, "way": way, "round": round });
+                        findings.not(&name, what, not);
+                        go_on?;
+                    }
                 }
             }
         }
