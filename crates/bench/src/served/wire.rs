@@ -1,7 +1,7 @@
 //! Bytes to a worker and from it, through two pipes or a socket, with an end to waiting.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use kernel::Pidfd;
 use kernel::pidfd::poll_in;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::io::Errno;
 
 use super::interrupt;
 
-/// Longest that a worker may take for one answer, on a busy machine.
+/// Longest that a worker may take for one answer, or to take what it is sent, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often it is asked meanwhile whether to go on.
 const TICK: Duration = Duration::from_millis(200);
@@ -49,7 +51,10 @@ impl Launcher {
 pub(super) struct Wire {
     launcher: Launcher,
     from: File,
+    /// Takes what there is room for, and does not wait.
     to: File,
+    /// Longest that is waited for anything to come or go.
+    patience: Duration,
     /// Read, and taken up to `taken`.
     heard: Vec<u8>,
     taken: usize,
@@ -67,11 +72,16 @@ impl Wire {
             mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("make a pipe")?;
             options.open(&path).with_context(|| format!("open {}", path.display()))
         };
-        // Neither waits for the worker: a pipe opened for both does not, nor does a reader that asks not to.
-        let to = open("in", OpenOptions::new().read(true).write(true))?;
+        // Neither waits for the worker: a pipe opened for both does not, nor does a reader that asks not to. The worker
+        // opens its ends anew, so that they wait as it is used to.
         let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).context("a flag of open(2)")?;
+        let to = open("in", OpenOptions::new().read(true).write(true).custom_flags(nonblocking))?;
         let from = open("out", OpenOptions::new().read(true).custom_flags(nonblocking))?;
-        Ok(Self { launcher: launcher.clone(), from, to, heard: Vec::new(), taken: 0 })
+        Ok(Self::new(launcher, from, to))
+    }
+
+    fn new(launcher: &Launcher, from: File, to: File) -> Self {
+        Self { launcher: launcher.clone(), from, to, patience: PATIENCE, heard: Vec::new(), taken: 0 }
     }
 
     /// Connects to a socket, as soon as somebody listens there.
@@ -91,17 +101,41 @@ impl Wire {
                 }
             }
         };
+        stream.set_nonblocking(true).context("a socket that does not wait")?;
         let to = OwnedFd::from(stream.try_clone().context("a second descriptor of a socket")?);
-        let launcher = launcher.clone();
-        Ok(Self { launcher, from: OwnedFd::from(stream).into(), to: to.into(), heard: Vec::new(), taken: 0 })
+        Ok(Self::new(launcher, OwnedFd::from(stream).into(), to.into()))
     }
 
     /// Sends.
     ///
     /// # Errors
-    /// When the worker is gone.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.to.write_all(bytes).context("a worker has ended")
+    /// When the worker is gone, or takes nothing in time.
+    pub(super) fn send(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let mut deadline = Instant::now() + self.patience;
+        while !bytes.is_empty() {
+            match self.to.write(bytes) {
+                Ok(taken) => {
+                    bytes = &bytes[taken..];
+                    deadline = Instant::now() + self.patience;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.launcher.alive()?;
+                    ensure!(Instant::now() < deadline, "a worker does not take what it is sent");
+                    self.wait_for_room()?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("a worker has ended"),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self) -> Result<()> {
+        let tick = Timespec::try_from(TICK).context("a short time")?;
+        match poll(&mut [PollFd::new(&self.to, PollFlags::OUT)], Some(&tick)) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("cannot wait for a worker"),
+        }
     }
 
     /// The next line, without its end.
@@ -138,7 +172,7 @@ impl Wire {
     fn more(&mut self) -> Result<()> {
         self.heard.drain(..self.taken);
         self.taken = 0;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + self.patience;
         while !poll_in(self.from.as_fd(), Some(TICK)).context("cannot hear a worker")? {
             self.launcher.alive()?;
             ensure!(Instant::now() < deadline, "a worker does not answer");
@@ -183,5 +217,39 @@ pub(super) mod tests {
         assert_eq!(wire.line().unwrap(), "es");
         assert!(child.wait().unwrap().success());
         assert!(wire.line().unwrap_err().to_string().contains("ended"));
+    }
+
+    /// Seen to fail: a test that never ended.
+    #[test]
+    fn a_worker_that_hangs_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, _server) = connected();
+        for mut wire in [socket, Wire::pipes(folder.path(), 0, &Launcher::default()).unwrap()] {
+            wire.patience = Duration::from_millis(500);
+            let error = wire.send(&vec![0; 16 << 20]).unwrap_err().to_string();
+            assert!(error.contains("does not take"), "{error}");
+        }
+        let (mut wire, _server) = connected();
+        wire.patience = Duration::from_millis(500);
+        let error = wire.line().unwrap_err().to_string();
+        assert!(error.contains("does not answer"), "{error}");
+    }
+
+    #[test]
+    fn a_slow_worker_gets_everything() {
+        let (mut wire, mut server) = connected();
+        wire.patience = Duration::from_secs(5);
+        let sent: Vec<u8> = (0..8_u32 << 20).map(|number| (number % 251) as u8).collect();
+        let length = sent.len();
+        let reader = std::thread::spawn(move || {
+            let mut heard = vec![0; length];
+            for part in heard.chunks_mut(1 << 20) {
+                std::thread::sleep(Duration::from_millis(30));
+                server.read_exact(part).unwrap();
+            }
+            heard
+        });
+        wire.send(&sent).unwrap();
+        assert!(reader.join().unwrap() == sent);
     }
 }
