@@ -2,22 +2,19 @@
 
 use std::collections::HashMap;
 
-use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, page_size, pages_of_huge};
+use kernel::{Category, MemoryFile, Pagemap, Range, ReadOutcome, Region, ScanRequest, page_size};
 use page::{
     CandidateIndex, Fingerprint, Kind, Location, PageAge, PageNumber, PageRange, Place, Sighting, Spans, is_zero,
 };
 use store::{FillBuffer, FillRequest, PageReads, Partition};
 
+use crate::huge::HugeCount;
 use crate::order::{Item, Task};
+use crate::repeats;
 use crate::view::bytes_of;
 
 /// Most bytes read at a time: what fits into a second-level cache, so that a page is hashed where it was just put.
 const READ_AT_ONCE: u64 = 1 << 20;
-/// Subpages of a huge page that must have twins before it is worth splitting: a 32nd, which saves 64 KiB of 2 MiB. Kernel
-/// KSM splits for a single one. A guest's memory is one large range of huge pages in which files and everything else
-/// lie mixed: with a quarter, 15,000 of 93,000 pages with a twin stayed where they were.
-const HUGE_SHARE: u64 = 32;
-
 /// Items of a member from which on it is worth while to order them, if they are dense.
 const ORDER_FROM: usize = 1024;
 /// Items of a member that are ordered in any case.
@@ -37,7 +34,7 @@ pub(crate) struct Findings {
     /// Which fill a content is.
     fill_of: HashMap<Fingerprint, usize>,
     /// Pages that wait for a fill.
-    takers: Vec<(Location, usize)>,
+    pub(crate) takers: Vec<(Location, usize)>,
     /// Pages that are looked at again: zero pages whose program may be about to use them, and those that could not be
     /// read at this moment.
     pub(crate) once_more: Vec<PageNumber>,
@@ -51,13 +48,16 @@ pub(crate) struct Findings {
     look_again_at: HashMap<u32, usize>,
 }
 
+/// A page, and what the index calls it.
+type Seen = (Location, page::PageId);
+
 /// A content to be copied into the store.
 struct Fill {
     content: Fingerprint,
     /// The page that it was just seen in.
-    here: (Location, page::PageId),
-    /// The page that had it before.
-    there: (Location, page::PageId),
+    here: Seen,
+    /// The page that had it before; `None` for a content that the store has and is to have more often.
+    there: Option<Seen>,
     /// Which of the staged pages holds its bytes.
     staged: usize,
 }
@@ -87,9 +87,19 @@ impl Findings {
         dense
     }
 
-    /// Pages that wait to be copied into the store.
+    /// Contents that wait to be copied into the store.
     pub(crate) fn fills(&self) -> usize {
         self.fills.len()
+    }
+
+    /// A content to be copied into the store, which is in no other fill.
+    fn add_fill(&mut self, content: Fingerprint, page: &[u8], here: Seen, there: Option<Seen>) -> usize {
+        let fill = self.fills.len();
+        let staged = self.staged.len() / page.len();
+        self.staged.extend_from_slice(page);
+        self.fills.push(Fill { content, here, there, staged });
+        self.fill_of.insert(content, fill);
+        fill
     }
 }
 
@@ -116,6 +126,20 @@ pub(crate) struct Look<'a> {
     pub(crate) zero_patience: u32,
     /// Leave huge pages whole unless enough of their subpages have twins.
     pub(crate) spare_huge: bool,
+}
+
+impl Look<'_> {
+    fn was_merged(&self, page: PageNumber) -> bool {
+        self.ages.age(page).is_some_and(|age| matches!(age.kind, Kind::Diverged | Kind::Merged))
+    }
+
+    fn task(&self, page: PageNumber, place: Place, content: Fingerprint) -> Task {
+        if self.was_merged(page) { Task::Retake(place, content) } else { Task::Merge(place, content) }
+    }
+
+    fn id(&self, page: PageNumber) -> page::PageId {
+        self.first.0.offset(page.0 - self.first.1.0)
+    }
 }
 
 /// Looks at `pages` of a member: reads what is there, and finds twins in the store or among pages seen before.
@@ -176,12 +200,12 @@ fn look_at(
     let mut at = 0;
     while at < contents.len() {
         let number = first_page.offset(at as u64);
-        let diverged = look.ages.age(number).is_some_and(|age| age.kind == Kind::Diverged || age.kind == Kind::Merged);
         if is_huge {
             huge.seen(number);
         }
         let Some(content) = contents[at] else {
             findings.zero_pages += 1;
+            let diverged = look.was_merged(number);
             let waited = look.ages.age(number).and_then(|age| age.cycles).is_some_and(|age| age >= look.zero_patience);
             if look.zero_patience == 0 || waited || diverged {
                 let task = if diverged { Task::RetakeZero } else { Task::DropZero };
@@ -192,27 +216,40 @@ fn look_at(
             at += 1;
             continue;
         };
+        let page = &eyes.buffer[at * size..(at + 1) * size];
+        let there = partition.copies(content);
+        if let Some(copies) = there.filter(|_| !strict) {
+            let alike = contents[at..].iter().take_while(|other| **other == Some(content)).count();
+            let pages = (0..alike as u64).map(|offset| number.offset(offset));
+            if repeats::is_run(alike) && copies.pages < partition.most_copies() {
+                // How long the run is altogether is not known yet: it may deserve more copies.
+                let here = (Location { owner: look.owner, page: number }, look.id(number));
+                let known = findings.fill_of.get(&content).copied();
+                let fill = known.unwrap_or_else(|| findings.add_fill(content, page, here, None));
+                findings.takers.extend(pages.map(|page| (Location { owner: look.owner, page }, fill)));
+                at += alike;
+                continue;
+            }
+            if copies.pages > 1 {
+                pages
+                    .for_each(|page| push(findings, look.owner, page, look.task(page, copies.copy_for(page), content)));
+                at += alike;
+                continue;
+            }
+        }
         // A run of neighbours that lie side by side in the store is worth more than the first page that fits.
-        if strict || partition.lookup(content).is_some() {
+        if strict || there.is_some() {
             let run: Vec<Fingerprint> = contents[at..].iter().map_while(|content| *content).collect();
             if let Some(found) = partition.lookup_run(&run) {
                 for offset in 0..found.pages {
                     let place = Place { segment: found.place.segment, page: found.place.page + offset };
                     let number = number.offset(offset.into());
-                    let diverged =
-                        look.ages.age(number).is_some_and(|age| age.kind == Kind::Diverged || age.kind == Kind::Merged);
-                    let content = run[offset as usize];
-                    let task = if diverged { Task::Retake(place, content) } else { Task::Merge(place, content) };
-                    push(findings, look.owner, number, task);
-                    if is_huge && offset > 0 {
-                        huge.seen(number);
-                    }
+                    push(findings, look.owner, number, look.task(number, place, run[offset as usize]));
                 }
                 at += found.pages as usize;
                 continue;
             }
         }
-        let page = &eyes.buffer[at * size..(at + 1) * size];
         seek((look, number), (content, page), &mut eyes.index, &eyes.spans, findings);
         at += 1;
     }
@@ -245,16 +282,12 @@ fn seek(
         findings.takers.push((here, *fill));
         return;
     }
-    let id = look.first.0.offset(number.0 - look.first.1.0);
+    let id = look.id(number);
     match index.observe(content, id) {
         Sighting::First | Sighting::Again => {}
         Sighting::Candidate(other) => match spans.locate(other) {
             Some(there) if there != here => {
-                let fill = findings.fills.len();
-                let staged = findings.staged.len() / page.len();
-                findings.staged.extend_from_slice(page);
-                findings.fills.push(Fill { content, here: (here, id), there: (there, other), staged });
-                findings.fill_of.insert(content, fill);
+                let fill = findings.add_fill(content, page, (here, id), Some((there, other)));
                 findings.takers.push((here, fill));
             }
             _ => {
@@ -277,6 +310,13 @@ pub(crate) fn fill(
 ) -> bool {
     let size = page_size();
     choose(eyes, findings, &mut age_of);
+    let bytes = usize::try_from(size).expect("a page is small");
+    let (fills, staged) = (&findings.fills, &findings.staged);
+    let content_of = |fill: usize| {
+        let Fill { content, staged: source, .. } = &fills[fill];
+        (*content, &staged[source * bytes..(source + 1) * bytes])
+    };
+    repeats::widen(partition, &mut findings.takers, content_of);
     let mut before: Option<Location> = None;
     let requests: Vec<FillRequest<usize>> = findings
         .fills
@@ -288,7 +328,6 @@ pub(crate) fn fill(
         })
         .collect();
     findings.fill_of.clear();
-    let bytes = usize::try_from(size).expect("a page is small");
     let staged = &findings.staged;
     let read = |requests: &[FillRequest<usize>], reads: &mut PageReads<'_>| {
         for (slot, request) in requests.iter().enumerate() {
@@ -301,6 +340,7 @@ pub(crate) fn fill(
         let outcome = report.outcomes.get(fill);
         findings.no_room += u64::from(outcome == Some(&store::Outcome::Full));
         let Some(place) = outcome.and_then(store::Outcome::place) else { continue };
+        let place = partition.copies_from(place).copy_for(taker.page);
         let content = requests[fill].fingerprint;
         let task = match age_of(taker).map(|age| age.kind) {
             Some(Kind::Plain) => Task::Merge(place, content),
@@ -318,7 +358,7 @@ pub(crate) fn fill(
 /// not what the index knows, and its successor there is the page just seen.
 fn choose(eyes: &mut Eyes, findings: &mut Findings, age_of: &mut impl FnMut(Location) -> Option<PageAge>) {
     for (index, fill) in findings.fills.iter().enumerate() {
-        let (there, id) = fill.there;
+        let Some((there, id)) = fill.there else { continue };
         let same = |age: PageAge| matches!(age.kind, Kind::Plain | Kind::Diverged) && age.cycles.is_none();
         if !findings.unwritten_only || age_of(there).is_some_and(same) {
             findings.takers.push((there, index));
@@ -342,83 +382,8 @@ fn choose(eyes: &mut Eyes, findings: &mut Findings, age_of: &mut impl FnMut(Loca
     findings.takers = moved.collect();
 }
 
-/// Twins found in each huge page, by the number of its first page.
-#[derive(Default)]
-struct HugeCount {
-    seen: HashMap<u64, ()>,
-}
-
-impl HugeCount {
-    fn seen(&mut self, page: PageNumber) {
-        self.seen.insert(page.0 / pages_of_huge(), ());
-    }
-
-    /// Takes back the items of huge pages that have too few of them.
-    fn spare(&self, owner: u32, from: usize, findings: &mut Findings) {
-        if self.seen.is_empty() {
-            return;
-        }
-        let Some(items) = findings.items.get_mut(&owner) else { return };
-        let huge_of = |item: &Item| item.address / page_size() / pages_of_huge();
-        let mut twins: HashMap<u64, u64> = HashMap::new();
-        for item in &items[from.min(items.len())..] {
-            *twins.entry(huge_of(item)).or_default() += 1;
-        }
-        // Pages that wait for a fill count too.
-        for (taker, _) in findings.takers.iter().filter(|(taker, _)| taker.owner == owner) {
-            *twins.entry(taker.page.0 / pages_of_huge()).or_default() += 1;
-        }
-        let few = |huge: u64| {
-            self.seen.contains_key(&huge) && twins.get(&huge).copied().unwrap_or(0) < pages_of_huge() / HUGE_SHARE
-        };
-        let before = items.len() + findings.takers.len();
-        let mut index = 0;
-        items.retain(|item| {
-            index += 1;
-            index <= from || !few(huge_of(item))
-        });
-        findings.takers.retain(|(taker, _)| taker.owner != owner || !few(taker.page.0 / pages_of_huge()));
-        findings.spared += (before - items.len() - findings.takers.len()) as u64;
-    }
-}
-
 /// A buffer for regions, kept between scans.
 pub(crate) type Regions = Vec<Region>;
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
-    use super::*;
-
-    /// A page of each of two members with one content, the second just seen. Returns what is left to be copied, and
-    /// whom the index knows then.
-    fn chosen(there: PageAge) -> (usize, usize, page::PageId) {
-        let pages = |first| PageRange::from_count(PageNumber(first), 8);
-        let mut spans = Spans::new();
-        let before = spans.add(1, pages(16)).unwrap();
-        let here = spans.add(2, pages(32)).unwrap();
-        let mut eyes =
-            Eyes { index: CandidateIndex::new(1 << 14), spans, buffer: Vec::new(), fill_buffer: FillBuffer::new() };
-        let content = page::Secret::new([7; page::Secret::BYTES]).fingerprint(&[7; 4096]);
-        eyes.index.observe(content, before);
-        let at = |owner, page| Location { owner, page: PageNumber(page) };
-        let mut findings = Findings::of_settled();
-        findings.fills.push(Fill { content, here: (at(2, 32), here), there: (at(1, 16), before), staged: 0 });
-        findings.takers.push((at(2, 32), 0));
-        choose(&mut eyes, &mut findings, &mut |location| (location.owner == 1).then_some(there));
-        let known = eyes.index.peek(content).unwrap();
-        (findings.fills.len(), findings.takers.len(), if known == here { here } else { before })
-    }
-
-    #[test]
-    fn a_twin_that_was_written_since_is_not_copied_for() {
-        let age = |cycles| PageAge { kind: Kind::Plain, cycles, back_off: 0 };
-        let (fills, takers, kept) = chosen(age(None));
-        assert_eq!((fills, takers), (1, 2), "a page that sleeps has not changed");
-        let (fills, takers, known) = chosen(age(Some(3)));
-        assert_eq!((fills, takers), (0, 0), "the store would hold a page that nobody shares");
-        assert_ne!(known, kept, "the index knows the page that has the content now");
-        let (fills, ..) = chosen(PageAge { kind: Kind::Merged, cycles: Some(9), back_off: 0 });
-        assert_eq!(fills, 0);
-    }
-}
+mod tests;

@@ -18,6 +18,9 @@
 //! its own, and [`Partition::hand_out`] gives it only to a member that was found to hold every page of it: no
 //! descriptor ever shows a member a page that it did not have.
 //!
+//! **Contents that repeat** in runs of neighbours lie there several times side by side ([`Partition::repeat`]), so that
+//! few mappings show a long run of them. Strict partitions have no such copies.
+//!
 //! What this does not close: members of an ordinary partition read whole segments, other processes of the same user
 //! reach a member's descriptors through /proc/PID/fd, and a broker that runs as its members' user owns the files
 //! together with them (the seals hold, the mode does not).
@@ -46,6 +49,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod copies;
 mod counters;
 mod error;
 mod fill;

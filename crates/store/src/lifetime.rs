@@ -50,9 +50,7 @@ impl Partition {
         for page in 0..entry.pages() {
             let place = Place { segment, page };
             let Some(fingerprint) = self.fingerprint_at(place) else { continue };
-            if let Ok(entry) = self.places.find_entry(fingerprint.low(), |other| *other == place) {
-                entry.remove();
-            }
+            self.forget_place(fingerprint, place);
         }
         if self.places.len() < self.places.capacity() / 4 {
             let segments = &self.segments;

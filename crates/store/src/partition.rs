@@ -45,8 +45,8 @@ pub struct Partition {
     pub(crate) options: Options,
     pub(crate) secret: Secret,
     pub(crate) segments: Segments,
-    /// Where each content lies, hashed by its fingerprint, which the segment keeps. A content is there once, in strict
-    /// partitions once for each run that has it.
+    /// Where each content lies, hashed by its fingerprint, which the segment keeps. A content is there once, however
+    /// many copies lie side by side, in strict partitions once for each run that has it.
     pub(crate) places: HashTable<Place>,
     pub(crate) counters: StoreCounters,
     opened: Instant,
@@ -130,6 +130,18 @@ impl Partition {
 
     pub(crate) fn fingerprint_at(&self, place: Place) -> Option<Fingerprint> {
         self.segments.get(place.segment)?.fingerprints().get(place.page as usize).copied()
+    }
+
+    pub(crate) fn insert_place(&mut self, fingerprint: Fingerprint, place: Place) {
+        let segments = &self.segments;
+        self.places.insert_unique(fingerprint.low(), place, |place| segments.hash(*place));
+    }
+
+    /// Lets no lookup find a place any more, if one did.
+    pub(crate) fn forget_place(&mut self, fingerprint: Fingerprint, place: Place) {
+        if let Ok(entry) = self.places.find_entry(fingerprint.low(), |other| *other == place) {
+            entry.remove();
+        }
     }
 
     /// Tenths of a second since the partition was opened.

@@ -17,6 +17,8 @@ use crate::order::{Item, Result1, Task};
 
 /// Contents that are copied into the store at one time: some segments, so that those that stay short are few.
 const FILL_AT_ONCE: usize = 1024;
+/// Pages that wait for contents at one time: in one run, enough for as many copies as there can be.
+const TAKERS_AT_ONCE: usize = 1 << 14;
 /// Pages looked at before what was found is acted upon: whole huge pages, and so few that helpers do not wait long.
 const LOOK_AT_ONCE: u64 = 512;
 /// For how long a helper's plan holds up everybody else: an ordinary one takes a few milliseconds.
@@ -122,7 +124,7 @@ impl Broker {
     /// Does of this what is worth while before more is found: fills some segments, orders what lies close together, and
     /// keeps the helpers at work.
     pub(super) fn act_early(&mut self, findings: &mut Findings, report: &mut dyn FnMut(u32, &[Result1])) {
-        if findings.fills() >= FILL_AT_ONCE {
+        if findings.fills() >= FILL_AT_ONCE || findings.takers.len() >= TAKERS_AT_ONCE {
             self.fill_store(findings);
         }
         let owners: Vec<u32> = findings.items.keys().copied().collect();

@@ -15,6 +15,7 @@ mod elsewhere;
 mod limits;
 mod merging;
 mod messages;
+mod repeats;
 mod signals;
 mod summaries;
 mod whole;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 use kernel::page_size;
 use page::{Fingerprint, Place, SegmentId, is_zero};
@@ -324,7 +325,7 @@ impl Partition {
     }
 
     /// Whether a place holds these bytes.
-    fn holds(&self, place: Place, page: &[u8]) -> Result<bool, StoreError> {
+    pub(crate) fn holds(&self, place: Place, page: &[u8]) -> Result<bool, StoreError> {
         let mut stored = vec![0; page.len()];
         Ok(self.read_page(place, &mut stored)? && stored == page)
     }
@@ -350,19 +351,24 @@ impl Partition {
         let runs = slots.chunk_by(|before, after| before + 1 == *after);
         let content = runs.map(|run| buffer.pages(run[0]..run[0] + run.len()));
         let file = make_file(pages, content).map_err(|source| StoreError::Make { pages, source })?;
+        let segment = self.enter(file, fingerprints)?;
+        for (page, fingerprint) in (0..).zip(fingerprints) {
+            self.insert_place(*fingerprint, Place { segment, page });
+        }
+        Ok(segment)
+    }
+
+    /// Numbers and counts a sealed file. Nothing of it is found yet.
+    pub(crate) fn enter(&mut self, file: OwnedFd, fingerprints: &[Fingerprint]) -> Result<SegmentId, StoreError> {
         let now = self.clock(std::time::Instant::now());
         let segment = self
             .segments
             .add(file, fingerprints, now)
             .ok_or(StoreError::TooManySegments { segments: Segments::MOST })?;
-        for (page, fingerprint) in (0..).zip(fingerprints) {
-            let segments = &self.segments;
-            let place = Place { segment, page };
-            self.places.insert_unique(fingerprint.low(), place, |place| segments.hash(*place));
-        }
+        let pages = fingerprints.len() as u64;
         self.counters.segments += 1;
-        self.counters.pages_shared += u64::from(pages);
-        self.counters.filled += u64::from(pages);
+        self.counters.pages_shared += pages;
+        self.counters.filled += pages;
         self.count_pages();
         Ok(segment)
     }
