@@ -323,8 +323,10 @@ pub(crate) fn run(seed: u64, beat: &AtomicU64) {
 pub(crate) fn refused(what: &str) {
     let error = std::io::Error::last_os_error();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let stored = maps.lines().filter(|line| line.contains("/memfd:pagefold")).count();
-    eprintln!("heap {}: {what} is refused: {error}; {stored} mappings of the store", std::process::id());
+    let stored: Vec<_> = maps.lines().filter(|line| line.contains("/memfd:pagefold")).collect();
+    eprintln!("heap {}: {what} is refused: {error}; {} mappings of the store", std::process::id(), stored.len());
+    // Which would not come back is half of the answer to why.
+    stored.iter().take(4).for_each(|line| eprintln!("heap {}: {line}", std::process::id()));
     COUNTS.refused.fetch_add(1, SeqCst);
 }
 
