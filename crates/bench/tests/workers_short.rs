@@ -58,6 +58,8 @@ fn measured(words: &[&str]) -> (Vec<Value>, usize) {
     for sample in &skipped {
         println!("skipped: {}: {}", sample["way"], sample["skipped"]);
     }
+    let by_ksmd = samples.iter().any(|sample| sample["way"].as_str().unwrap().starts_with("ksm"));
+    let rests = by_ksmd && settings().contains(&("run", "0".to_owned()));
     for sample in &samples {
         let number = |name: &str| sample[name].as_f64().unwrap_or_else(|| panic!("no {name} in {sample:#}"));
         assert!(number("private_bytes") > f64::from(3 << 20), "{sample:#}");
@@ -67,6 +69,7 @@ fn measured(words: &[&str]) -> (Vec<Value>, usize) {
         let digests = sample["digests"].as_array().unwrap();
         assert!(digests.len() == 3 && (1..3).all(|at| !digests[..at].contains(&digests[at])), "{sample:#}");
         assert_eq!(sample["digests"], samples[0]["digests"]);
+        assert!(has_settings_of_its_way(sample, rests), "{sample:#}");
         if sample["way"] == "shared" {
             assert!(sample["summary"]["processes_ever"].as_u64() >= Some(1), "{sample:#}");
         }
@@ -74,6 +77,23 @@ fn measured(words: &[&str]) -> (Vec<Value>, usize) {
     let compared = samples.iter().any(|sample| sample["way"] == "plain") && samples.iter().any(is_ours);
     assert_eq!(compared, !report["ratios"].as_array().unwrap().is_empty());
     (samples, skipped.len())
+}
+
+/// Whether a sample has the settings that its way asks for, where the administrator has ksmd resting.
+fn has_settings_of_its_way(sample: &Value, rests: bool) -> bool {
+    let asked: &[(&str, Value)] = match sample["way"].as_str().unwrap() {
+        "ksm" => &[("pages_to_scan", 100.into()), ("sleep_millisecs", 20.into())],
+        "ksm-flat-out" | "ksm-flat-out-shared" => &[("sleep_millisecs", 0.into())],
+        "ksm-advisor" => &[("advisor_mode", "scan-time".into()), ("advisor_target_scan_time", 200.into())],
+        _ => return sample["ksm_settings"].is_null(),
+    };
+    let names: Vec<_> = ksm::KsmSysfs::host().knobs().unwrap().into_iter().map(|(name, _)| name).collect();
+    ["start", "end"].into_iter().all(|time| {
+        let settings = &sample["ksm_settings"][time];
+        let all = settings["run"] == 1 && names.iter().all(|name| !settings[name].is_null());
+        // Whoever has ksmd run faster anyhow is not slowed down.
+        all && (!rests || asked.iter().all(|(name, value)| settings[name] == *value))
+    })
 }
 
 fn is_ours(sample: &Value) -> bool {
@@ -205,7 +225,7 @@ fn an_interrupted_run_tells_what_it_knows_and_leaves_nothing_behind() {
     assert!(samples[0]["requests"].as_u64() >= Some(3), "{samples:#?}");
 }
 
-/// Why ksmd cannot be driven here, as `bench workers` finds it.
+/// That ksmd cannot be driven here, and why.
 fn no_ksmd() -> bool {
     let missing = ksm::check_writable(&ksm::KsmSysfs::host()).err();
     if let Some(missing) = &missing {

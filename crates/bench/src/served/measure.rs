@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::group::{Group, Merging};
 use super::interrupt;
 use super::kind::{Kind, Program};
+use super::knobs::Knobs;
 use super::load::{Latency, Load, serve};
 use super::look::Look;
 use super::way::Way;
@@ -78,6 +79,9 @@ pub(super) struct Outcome {
     /// KSM's counters at the end of serving.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ksm: Option<Counters>,
+    /// KSM's settings while they served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ksm_settings: Option<Knobs>,
     /// The last summary of `pagefold run`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) summary: Option<Value>,
@@ -194,6 +198,7 @@ impl Measurement {
         let (root, launcher) = (group.root(), group.launcher());
         let mut looks = vec![Look::take(root, Duration::ZERO)?];
         let passes_before = scanner.map(Scanner::counters).transpose()?.map(|counters| counters.full_scans);
+        let mut ksm_settings = scanner.map(|scanner| Knobs::look(scanner.sysfs())).transpose()?;
         let third = self.time.as_secs_f64() * 2.0 / 3.0;
         let every = EVERY.min(self.time / 6);
         let served = serve(&mut group.workers, self.load, self.time, |since| {
@@ -209,6 +214,9 @@ impl Measurement {
         looks.push(end);
         let ksmd_cpu = scanner.zip(ksmd_before).map(|(scanner, before)| scanner.cpu().saturating_sub(before));
         let counters = scanner.map(Scanner::counters).transpose()?;
+        if let (Some(scanner), Some(settings)) = (scanner, &mut ksm_settings) {
+            settings.look_again(scanner.sysfs())?;
+        }
         let readings = group.workers.iter_mut().map(|worker| read_all(worker.as_mut())).collect::<Result<Vec<_>>>()?;
         let reading = |of: fn(&Reading) -> f64| median(readings.iter().map(of).collect());
         let wrong_workers = group.wrong(&self.expected)?;
@@ -255,6 +263,7 @@ impl Measurement {
             wrong_answers: served.wrong + readings.iter().map(|reading| reading.wrong).sum::<u64>(),
             wrong_workers,
             ksm: counters,
+            ksm_settings,
             summary,
             looks,
         })

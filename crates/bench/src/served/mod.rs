@@ -11,6 +11,7 @@ mod findings;
 mod group;
 mod interrupt;
 mod kind;
+mod knobs;
 mod load;
 mod look;
 mod measure;

@@ -154,6 +154,7 @@ pub(super) mod tests {
             wrong_answers: 0,
             wrong_workers: 0,
             ksm: None,
+            ksm_settings: None,
             summary: None,
         }
     }

@@ -179,6 +179,12 @@ impl Scanner {
         Ok(())
     }
 
+    /// KSM's directory.
+    #[must_use]
+    pub fn sysfs(&self) -> &KsmSysfs {
+        self.lease.sysfs()
+    }
+
     /// KSM's counters.
     ///
     /// # Errors
