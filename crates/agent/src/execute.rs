@@ -2,14 +2,15 @@
 //!
 //! `LD_PRELOAD` goes on from program to program. Where the agent's file is not there (a chroot, another mount name space)
 //! or cannot be loaded (a 32-bit program, one of another processor that an emulator runs) the loader says so on the
-//! program's stderr, and the program did not ask for any of this. So before a program is executed the gate looks whether
-//! the agent can be loaded into it; if it cannot, the program gets its environment without the agent's two variables, and
-//! whatever else is in LD_PRELOAD stays. It runs as if nothing had been there, and is not managed, nor is what it executes.
+//! program's stderr, one with AddressSanitizer does not start, and one of musl has nothing of it; and the program did not
+//! ask for any of this. So before a program is executed the gate looks whether the agent can be loaded into it; if it
+//! cannot, the program gets its environment without the agent's two variables, and whatever else is in LD_PRELOAD stays. It
+//! runs as if nothing had been there, and is not managed, nor is what it executes.
 //!
 //! What must not happen:
 //!
 //! * *The program notices.* Closing a file drops the record locks that the process holds on it (fcntl(2)), however the
-//!   descriptor came to be: so the program's file is opened by a process of its own, see [`read_apart`].
+//!   descriptor came to be: so the program's file is opened by a process of its own, see [`crate::apart`].
 //! * *A filter kills it.* A program that has restricted its calls is left alone, whatever its loader says.
 //! * *Its stack is too small.* This runs on posix_spawn's stack and in signal handlers too: frames are kept short, and no
 //!   memory is mapped, which a vfork child would leave behind in its parent.
@@ -17,11 +18,9 @@
 //!
 //! Whenever something is not understood the call is made as it was meant: the loader may complain then.
 
-use core::arch::global_asm;
-
 use crate::calls::Registers;
 use crate::link::close;
-use crate::spawn::children_stay_here;
+use crate::program::{is_regular, takes_agent};
 use crate::state::STATE;
 use crate::sys::{self, AT_FDCWD, O_CLOEXEC, PAGE, failed, nr, sys};
 
@@ -40,87 +39,7 @@ const FILE: &[u8] = b"/agent.so";
 const FOLDER: &[u8] = b"/pagefold-";
 const DIGITS: usize = 16;
 
-const AT_EMPTY_PATH: u64 = 0x1000;
 const ST_NOEXEC: u64 = 8;
-const S_IFMT: u32 = 0o170_000;
-const S_IFREG: u32 = 0o100_000;
-/// Class and machine that the agent is built for, in an ELF header.
-const CLASS_64: u8 = 2;
-const X86_64: [u8; 2] = [62, 0];
-/// Bytes of a file that are looked at.
-const HEAD: usize = 128;
-/// Scripts whose interpreter is a script: the kernel goes no further either.
-const SCRIPTS: u32 = 5;
-
-global_asm!(
-    // rdi: folder, rsi: path, rdx: buffer, rcx: its length. Returns the bytes read, or a negative error number.
-    //
-    // A process that shares the memory and not the descriptors opens, reads and ends. It touches no stack but the one
-    // word that its result goes to, so it needs none of its own; the caller waits until it has ended (CLONE_VFORK).
-    ".globl pagefold_read_apart",
-    ".hidden pagefold_read_apart",
-    "pagefold_read_apart:",
-    "push rbx",
-    "push r12",
-    "push r13",
-    "push r14",
-    "mov r12, rdi",
-    "mov r13, rsi",
-    "mov r14, rdx",
-    "mov rbx, rcx",
-    "push 0",
-    "mov eax, 56",     // clone
-    "mov edi, 0x4100", // CLONE_VM|CLONE_VFORK, no signal at its end
-    "xor esi, esi",
-    "xor edx, edx",
-    "xor r10d, r10d",
-    "xor r8d, r8d",
-    "syscall",
-    "test rax, rax",
-    "js 4f",
-    "jnz 3f",
-    "mov rdi, r12",
-    "mov rsi, r13",
-    "mov edx, 0x80900", // O_CLOEXEC|O_NONBLOCK|O_NOCTTY
-    "xor r10d, r10d",
-    "mov eax, 257", // openat
-    "syscall",
-    "test rax, rax",
-    "js 2f",
-    "mov rdi, rax",
-    "mov rsi, r14",
-    "mov rdx, rbx",
-    "xor r10d, r10d",
-    "mov eax, 17", // pread64
-    "syscall",
-    "2:",
-    "mov [rsp], rax",
-    "mov eax, 60", // exit
-    "xor edi, edi",
-    "syscall",
-    "ud2",
-    "3:",
-    "mov rdi, rax",
-    "xor esi, esi",
-    "mov edx, 0x40000000", // __WALL
-    "xor r10d, r10d",
-    "mov eax, 61", // wait4
-    "syscall",
-    "pop rax",
-    "jmp 5f",
-    "4:",
-    "add rsp, 8",
-    "5:",
-    "pop r14",
-    "pop r13",
-    "pop r12",
-    "pop rbx",
-    "ret",
-);
-
-unsafe extern "C" {
-    fn pagefold_read_apart(folder: u64, path: u64, into: *mut u8, len: u64) -> i64;
-}
 
 /// The gated call: execve or execveat. Apart from the other calls, whose frames its buffers would be in.
 #[inline(never)]
@@ -304,59 +223,6 @@ fn read_string(pid: u32, address: u64, into: &mut [u8; TEXT]) -> Option<usize> {
     None
 }
 
-/// True unless the program, or the interpreter of a script, is one whose loader cannot load the agent.
-fn takes_agent(folder: u64, path: u64, flags: u64) -> bool {
-    if !children_stay_here() {
-        return true;
-    }
-    let mut head = [0_u8; HEAD];
-    let mut len = read_head(folder, path, flags, &mut head);
-    for _ in 0..SCRIPTS {
-        let Some(line) = head[..len].strip_prefix(b"#!") else { return fits(&head[..len]) };
-        // A name that is cut off is another one.
-        let Some(end) = line.iter().position(|byte| *byte == b'\n') else { return true };
-        let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-        let Some(start) = line[..end].iter().position(|byte| !blank(byte)) else { return true };
-        let name = line[start..end].split(blank).next().unwrap_or_default();
-        let mut interpreter = [0_u8; HEAD];
-        interpreter[..name.len()].copy_from_slice(name);
-        let path = interpreter.as_ptr() as u64;
-        len = if is_regular(AT_FDCWD, path, 0) { read_head(AT_FDCWD, path, 0, &mut head) } else { 0 };
-    }
-    true
-}
-
-/// What is no ELF file fails by itself, or is something that only the kernel knows.
-fn fits(head: &[u8]) -> bool {
-    !head.starts_with(b"\x7fELF") || head.get(4) == Some(&CLASS_64) && head.get(18..20) == Some(&X86_64[..])
-}
-
-/// What a device or a pipe does when it is opened is not to happen here.
-fn is_regular(folder: u64, path: u64, flags: u64) -> bool {
-    let mut stat = [0_u64; 18];
-    // SAFETY: the kernel reads the path and writes a struct stat of 144 bytes.
-    let known = unsafe { sys!(nr::NEWFSTATAT, folder, path, stat.as_mut_ptr() as u64, flags) } == 0;
-    // The mode is the first half of the fourth word.
-    known && stat[3] as u32 & S_IFMT == S_IFREG
-}
-
-/// The first bytes of a regular file; none of one that cannot be read, such as a program that may only be executed.
-fn read_head(folder: u64, path: u64, flags: u64, into: &mut [u8; HEAD]) -> usize {
-    let mut got = -1;
-    if flags & AT_EMPTY_PATH != 0 {
-        // Perhaps the program's own descriptor is the file. Then the path is empty; otherwise this is a folder, or nothing.
-        // SAFETY: the kernel writes into the buffer.
-        got = unsafe { sys!(nr::PREAD64, folder, into.as_mut_ptr() as u64, into.len() as u64, 0) };
-    }
-    if failed(got) {
-        let mask = sys::block_signals();
-        // SAFETY: the kernel reads the path and writes into the buffer.
-        got = unsafe { pagefold_read_apart(folder, path, into.as_mut_ptr(), into.len() as u64) };
-        sys::restore_signals(mask);
-    }
-    usize::try_from(got).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -405,19 +271,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_by_another_process() {
-        let mut head = [0; HEAD];
-        let read = |path: &core::ffi::CStr, head: &mut _| read_head(AT_FDCWD, path.as_ptr() as u64, 0, head);
-        assert_eq!(read(c"/proc/self/exe", &mut head), HEAD);
-        assert!(head.starts_with(b"\x7fELF\x02"));
-        assert_eq!(read(c"/no/such/file", &mut head), 0);
-        assert_eq!(read(c"/dev", &mut head), 0);
-        // Nobody is left of this thread's children: WNOHANG, __WALL, __WNOTHREAD. Other tests have theirs.
-        // SAFETY: no status is asked for.
-        assert_eq!(unsafe { sys!(nr::WAIT4, u64::MAX, 0, 0x6000_0001_u64, 0) }, -sys::errno::ECHILD);
-    }
-
-    #[test]
     fn strings_that_end_where_memory_ends_are_read() {
         // SAFETY: a free place of the kernel's choice; its second page is given back.
         let page = unsafe { sys::mmap(0, 2 * PAGE, 3, sys::MAP_PRIVATE | sys::MAP_ANONYMOUS, -1, 0).unwrap() };
@@ -442,18 +295,5 @@ mod tests {
         .unwrap();
         assert_eq!(seen, list[..list.len() - 1]);
         assert!(for_variables(page + PAGE - 8, |_, _| true).is_none(), "no end");
-    }
-
-    #[test]
-    fn headers_of_other_machines_do_not_fit() {
-        let mut head = [0_u8; 64];
-        head[..5].copy_from_slice(b"\x7fELF\x02");
-        head[18] = 62;
-        assert!(fits(&head) && fits(b"") && fits(b"text"));
-        head[4] = 1;
-        assert!(!fits(&head));
-        head[4] = 2;
-        head[18] = 183;
-        assert!(!fits(&head) && !fits(&head[..10]));
     }
 }

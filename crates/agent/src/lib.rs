@@ -23,6 +23,7 @@
 
 mod adoption;
 mod alone;
+mod apart;
 mod ask;
 mod calls;
 mod child;
@@ -41,6 +42,7 @@ mod mremap;
 mod own;
 mod patch;
 mod place;
+mod program;
 mod references;
 mod reserved;
 mod scope;

@@ -111,10 +111,14 @@ pub(crate) fn unmanageable(program: impl AsRef<Path>) -> Option<String> {
     }
 }
 
-/// True for a program whose loader would say on stderr that it cannot load the agent.
-fn complains(program: impl AsRef<Path>) -> bool {
+/// True for a program that the agent's name would do harm to: its loader says that it cannot load the agent, or it does
+/// not start. Others without an agent pass the name on to what they execute.
+fn is_disturbed(program: impl AsRef<Path>) -> bool {
+    use proof::{Class::NoAgent, Reason};
+
     let class = proof::resolve_program(program.as_ref()).map(|program| program.class);
-    matches!(class, Ok(proof::Class::NoAgent(proof::Reason::ThirtyTwoBit | proof::Reason::Machine { .. })))
+    let Ok(NoAgent(reason)) = class else { return false };
+    matches!(reason, Reason::ThirtyTwoBit | Reason::Machine { .. } | Reason::Musl | Reason::AddressSanitizer)
 }
 
 /// Starts the command, managed if that can be had.
@@ -166,7 +170,7 @@ fn spawn(
     layout: Layout,
 ) -> Result<Launched, LaunchError> {
     let mut launch = ready.launch(&args.command)?;
-    if args.command.first().is_some_and(complains) {
+    if args.command.first().is_some_and(is_disturbed) {
         without_agent(launch.command());
     } else if let Some(managed) = managed {
         managed.enter_from(&mut launch, outer);

@@ -8,6 +8,7 @@ use crate::error::ProofError;
 use crate::judge::Verdict;
 use crate::library::{Library, Loaded, Place, preloaded_everywhere};
 use crate::object::Needs;
+use crate::reason::{Reason, is_sanitized};
 use crate::report::{Object, Progress, Prover, Report, check_libcs, name_of};
 
 /// The most files of one program. The largest have some hundreds.
@@ -49,6 +50,10 @@ impl Prover<'_> {
                 names.extend(needs.interpreter.clone());
                 if runs {
                     names.extend(preloaded_everywhere());
+                }
+                if runs && is_sanitized(&needs.needed) {
+                    let reason = Reason::AddressSanitizer.to_string();
+                    missing.push(Object::other("[AddressSanitizer]", Verdict::Unknown, reason));
                 }
             }
             if needs.broken {

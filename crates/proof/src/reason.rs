@@ -6,6 +6,7 @@ use object::elf::{self, FileHeader32, FileHeader64};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, FileKind};
 
+use crate::headers::Headers;
 use crate::verdict::LOADER;
 
 /// Why pages of a program cannot be merged from inside. Every message names the way out.
@@ -36,6 +37,9 @@ pub enum Reason {
     /// Linked against musl.
     #[error("linked against musl, and only glibc is understood; use --backend ksm")]
     Musl,
+    /// Built with AddressSanitizer, with its run-time in a library.
+    #[error("built with AddressSanitizer, whose library must be the first that is loaded; use --backend ksm")]
+    AddressSanitizer,
     /// A dynamic loader that is not glibc's.
     #[error("unknown dynamic loader {}; use --backend ksm", loader.display())]
     Loader {
@@ -88,7 +92,8 @@ fn judge(data: &[u8]) -> Option<Reason> {
         Ok(Facts { loader: Some(loader), .. }) => {
             let name = loader.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if name == LOADER {
-                None
+                let headers = Headers::read(data).unwrap_or_default();
+                is_sanitized(&headers.dynamic.needed).then_some(Reason::AddressSanitizer)
             } else if name.starts_with("ld-musl") {
                 Some(Reason::Musl)
             } else {
@@ -96,6 +101,12 @@ fn judge(data: &[u8]) -> Option<Reason> {
             }
         }
     }
+}
+
+/// True for a program that needs AddressSanitizer's library (of gcc or of clang) first. It does not start unless that
+/// library is the first one, and so no compiler names it later.
+pub(crate) fn is_sanitized(needed: &[String]) -> bool {
+    needed.first().is_some_and(|name| name.starts_with("libasan.so") || name.starts_with("libclang_rt.asan"))
 }
 
 struct Facts {

@@ -154,7 +154,9 @@ fn a_go_program_is_known_by_its_note() {
 
 #[test]
 fn every_reason_names_the_way_out() {
-    for reason in [Reason::Static, Reason::Go, Reason::Musl, Reason::ThirtyTwoBit, Reason::SetUid, Reason::NotElf] {
+    let asan = Reason::AddressSanitizer;
+    for reason in [Reason::Static, Reason::Go, Reason::Musl, Reason::ThirtyTwoBit, Reason::SetUid, Reason::NotElf, asan]
+    {
         assert!(reason.to_string().contains("--backend ksm"), "{reason}");
     }
 }

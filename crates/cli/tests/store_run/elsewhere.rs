@@ -3,14 +3,14 @@
 use super::*;
 
 /// Runs a shell's script, whose `$0` is a folder, under the store. What its members print, on either stream.
-fn streams(folder: &str, script: &str) -> (Option<i32>, String, String) {
+pub(crate) fn streams(folder: &str, script: &str) -> (Option<i32>, String, String) {
     let errors = format!("{folder}/errors");
     let script = format!("{{ {script}; }} 2>\"$0/errors\"");
     let run = output(&["--scope", "all", "--quiet"], &["sh", "-c", &script, folder]);
     (run.status.code(), text(&run.stdout), fs::read_to_string(errors).unwrap())
 }
 
-fn runs_alike(folder: &str, script: &str, printed: &str) {
+pub(crate) fn runs_alike(folder: &str, script: &str, printed: &str) {
     assert_eq!(streams(folder, script), (Some(0), printed.to_owned(), String::new()), "{script}");
 }
 

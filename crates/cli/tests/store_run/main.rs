@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kernel::{Features, Pid, Pidfd, Signal};
 use serde_json::Value;
 
+mod disturbed;
 mod elsewhere;
 mod limits;
 mod merging;
