@@ -148,6 +148,10 @@ pub(crate) fn known<'a>(line: &Line, table: &'a [u8]) -> Option<(Object<'a>, u64
     if line.offset != 0 || line.inode == 0 || !line.readable || line.end - line.start < 4096 {
         return None;
     }
+    // A file may have become shorter than its mapping.
+    if !sys::is_readable(line.start) {
+        return None;
+    }
     // SAFETY: the first page of a readable file mapping of this process, which the loader does not change.
     let head = unsafe { core::slice::from_raw_parts(line.start as *const u8, 4096) };
     if !head.starts_with(b"\x7fELF\x02\x01") {

@@ -24,6 +24,7 @@
 mod adoption;
 mod alone;
 mod apart;
+mod arguments;
 mod ask;
 mod calls;
 mod child;
@@ -59,6 +60,7 @@ mod vectors;
 
 pub use abi::mark::Keep;
 pub use abi::wire::Token;
+pub use arguments::are_passed;
 pub use calls::Registers;
 pub use calls::dispatch;
 pub use handover::{Adopted, adopt_once, unmergeable as disown};

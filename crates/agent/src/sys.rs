@@ -311,6 +311,18 @@ pub(crate) fn restore_signals(mask: u64) {
     unsafe { sys!(nr::RT_SIGPROCMASK, 2, (&raw const mask) as u64, 0, 8) };
 }
 
+/// True if the word at an address can be read, which costs a signal if one tries and it cannot. The kernel reads it before
+/// it waits, and does not wait at all: the word is another one, or the time is over. A call that no filter forbids, and for
+/// which nobody needs a descriptor.
+pub(crate) fn is_readable(address: u64) -> bool {
+    const WAIT_PRIVATE: u64 = 128;
+    const UNLIKELY: u64 = 0x9d3b_61f5;
+    let no_time = [0_u64; 2];
+    // SAFETY: the kernel reads the word and a timespec.
+    let result = unsafe { sys!(nr::FUTEX, address, WAIT_PRIVATE, UNLIKELY, (&raw const no_time) as u64) };
+    address.is_multiple_of(4) && result != -errno::EFAULT
+}
+
 /// True if a thread or process with this id exists (also one of another user).
 pub(crate) fn exists(id: u32) -> bool {
     // SAFETY: signal 0 is only a look.

@@ -8,8 +8,12 @@ const VARIABLE: &[u8] = b"PAGEFOLD_AGENT=";
 #[used]
 static CONSTRUCTOR: extern "C" fn(i32, *const *const u8, *const *const u8) = construct;
 
-extern "C" fn construct(_count: i32, _arguments: *const *const u8, environment: *const *const u8) {
-    let Some(value) = variable(environment) else { return };
+extern "C" fn construct(count: i32, arguments: *const *const u8, environment: *const *const u8) {
+    // Before the environment is looked at, which may be no address at all.
+    if !agent::are_passed(count, arguments as u64, environment as u64) {
+        return;
+    }
+    let Some(value) = variable(environment, VARIABLE) else { return };
     let Some(colon) = value.iter().position(|byte| *byte == b':') else { return };
     let (name, rest) = (&value[..colon], &value[colon + 1..]);
     let (Some(token), Some(b':')) = (rest.get(..32), rest.get(32)) else { return };
@@ -26,11 +30,8 @@ extern "C" fn construct(_count: i32, _arguments: *const *const u8, environment: 
     agent::start_from_file(&config, path);
 }
 
-/// The value of the variable in the environment that the loader passes, which is the program's initial one.
-fn variable(environment: *const *const u8) -> Option<&'static [u8]> {
-    if environment.is_null() {
-        return None;
-    }
+/// The value of a variable in the environment that the loader passes, which is the program's initial one.
+fn variable(environment: *const *const u8, name: &[u8]) -> Option<&'static [u8]> {
     for index in 0.. {
         // SAFETY: the environment is an array of strings that a null pointer ends.
         let entry = unsafe { *environment.add(index) };
@@ -39,7 +40,7 @@ fn variable(environment: *const *const u8) -> Option<&'static [u8]> {
         }
         // SAFETY: an entry is a string that a zero byte ends.
         let entry = unsafe { core::ffi::CStr::from_ptr(entry.cast()) }.to_bytes();
-        if let Some(value) = entry.strip_prefix(VARIABLE) {
+        if let Some(value) = entry.strip_prefix(name) {
             return Some(value);
         }
     }

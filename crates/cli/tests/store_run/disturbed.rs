@@ -9,6 +9,36 @@ const TELLS: &str = "#include <stdio.h>\n#include <stdlib.h>\n#include <string.h
     int main(void) { char *own = getenv(\"LD_PRELOAD\"); \
     puts(getenv(\"PAGEFOLD_AGENT\") || (own && strstr(own, \"agent.so\")) ? \"named\" : \"bare\"); return 0; }";
 
+/// False, said, if a tool is missing.
+fn has(tool: &str, package: &str) -> bool {
+    let there = Command::new(tool).arg("--version").output().is_ok();
+    if !there {
+        println!("skipped: no {tool} ({package})");
+    }
+    there
+}
+
+/// Seen to fail: the program died in the agent's constructor, to which the loader of musl passes nothing.
+#[test]
+fn programs_of_musl() {
+    if !can_merge() || !has("musl-gcc", "musl-tools") {
+        return;
+    }
+    let temp = Temp::new("musl");
+    let (code, program, folder) = (temp.join("tells.c"), temp.join("tells"), temp.join(""));
+    fs::write(&code, TELLS).unwrap();
+    let done = Command::new("musl-gcc").args(["-o", &program, &code]).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    runs_alike(&folder, "\"$0/tells\"", "bare\n");
+    let run = output(&["--scope", "all"], &[&program]);
+    assert_eq!((run.status.code(), text(&run.stdout)), (Some(0), "bare\n".to_owned()), "{}", said(&run));
+    assert!(said(&run).contains("linked against musl"), "{}", said(&run));
+    // A static shell has no gate, and passes on all that it has.
+    if has("busybox", "busybox-static") {
+        runs_alike(&folder, "busybox sh -c '\"$0/tells\"; busybox env | grep -c AGENT=' \"$0\"", "named\n1\n");
+    }
+}
+
 /// Seen to fail: `ASan runtime does not come first in initial library list`, since the agent did.
 #[test]
 fn programs_with_address_sanitizer() {
