@@ -3,6 +3,9 @@
 use agent::{Config, Token};
 
 const VARIABLE: &[u8] = b"PAGEFOLD_AGENT=";
+const PRELOAD: &[u8] = b"LD_PRELOAD=";
+/// Begins the names of what valgrind preloads.
+const VALGRIND: &[u8] = b"vgpreload_";
 
 #[unsafe(link_section = ".init_array")]
 #[used]
@@ -14,6 +17,11 @@ extern "C" fn construct(count: i32, arguments: *const *const u8, environment: *c
         return;
     }
     let Some(value) = variable(environment, VARIABLE) else { return };
+    // Valgrind runs no code of the processor's: nothing of the gate would hold in there, and it would blame the program.
+    let preload = variable(environment, PRELOAD).unwrap_or_default();
+    if preload.windows(VALGRIND.len()).any(|part| part == VALGRIND) {
+        return;
+    }
     let Some(colon) = value.iter().position(|byte| *byte == b':') else { return };
     let (name, rest) = (&value[..colon], &value[colon + 1..]);
     let (Some(token), Some(b':')) = (rest.get(..32), rest.get(32)) else { return };

@@ -1,7 +1,7 @@
 //! Programs that the agent would do harm to: of musl, with AddressSanitizer, under valgrind. They run as if nothing had been
 //! there.
 
-use super::elsewhere::runs_alike;
+use super::elsewhere::{runs_alike, streams};
 use super::*;
 
 /// Says whether the agent's name has come to it.
@@ -60,4 +60,22 @@ fn programs_with_address_sanitizer() {
     assert!(said(&run).contains("AddressSanitizer"), "{}", said(&run));
     let told = Command::new(PAGEFOLD).args(["doctor", "--proof", &program]).output().unwrap();
     assert!(text(&told.stdout).contains("built with AddressSanitizer"), "{}", text(&told.stdout));
+}
+
+/// Seen to fail: valgrind found errors, which the agent had made, and so its own status came out.
+#[test]
+fn programs_under_valgrind() {
+    if !can_merge() || !has("valgrind", "valgrind") {
+        return;
+    }
+    let temp = Temp::new("valgrind");
+    let folder = temp.join("");
+    let errors = "valgrind -q --error-exitcode=9 /bin/true; echo $?";
+    runs_alike(&folder, errors, "0\n");
+    let run = output(&["--scope", "all", "--quiet"], &["valgrind", "-q", "--error-exitcode=9", "/bin/true"]);
+    assert_eq!((run.status.code(), said(&run)), (Some(0), String::new()));
+    // What a program under valgrind executes without it has its agent again.
+    let (status, out, _) =
+        streams(&folder, "valgrind -q sh -c 'grep -c agent.so /proc/self/maps >/dev/null && echo there'");
+    assert_eq!((status, out.as_str()), (Some(0), "there\n"));
 }
