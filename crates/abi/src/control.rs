@@ -41,6 +41,16 @@ pub mod stop {
     pub const BROKEN: u32 = 64;
 }
 
+/// Values of [`Control::policies`]: whether memory of the program may have a NUMA policy of its own (mbind).
+pub mod policies {
+    /// It has none: the gate has been there from the start.
+    pub const NONE: u32 = 0;
+    /// The gate came later, and has heard of none.
+    pub const UNHEARD: u32 = 1;
+    /// The program has asked for one.
+    pub const SET: u32 = 2;
+}
+
 /// The reader-writer lock around everything that changes managed mappings.
 ///
 /// A reader (a thread of the program inside a mapping call) writes its thread id into a free slot, then looks at
@@ -311,6 +321,8 @@ pub struct Control {
     pub code: Code,
     /// The agent's own code, which is not to be judged.
     pub own_code: [RangeSlot; OWN_CODE_MAX],
+    /// One of [`policies`].
+    pub policies: AtomicU32,
 }
 
 impl core::fmt::Debug for Control {

@@ -6,7 +6,7 @@
 //!
 //! The merged pages of a range must behave as plain ones. So before a destructive advice fresh anonymous memory takes
 //! their place (the advice would uncover the store's content), before WIPEONFORK and a protection key they get their own
-//! copies back, and the properties that /proc does not show are written down as they change.
+//! copies back (`plain.rs`), and the properties that /proc does not show are written down as they change.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -16,7 +16,8 @@ use abi::uapi::UffdioRegister;
 
 use crate::ask::{is_served, unmerge};
 use crate::elf::for_each_mapping;
-use crate::handover::{self, UNMERGE_TRIES, unmergeable};
+use crate::handover::{self, unmergeable};
+use crate::plain::{mbind, on_plain};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE, failed};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
@@ -98,6 +99,7 @@ pub(crate) fn known(call: &Registers) -> i64 {
             on_plain(call, reach(start, call.rdi.wrapping_sub(start).wrapping_add(call.rsi)), errno::EAGAIN)
         }
         nr::MSEAL => on_plain(call, given, errno::ENOMEM),
+        nr::MBIND => mbind(call, given),
         nr::MREMAP => mremap::mremap(call),
         nr::BRK => brk(call),
         nr::SHMAT => shmat(call),
@@ -139,7 +141,8 @@ pub(crate) fn gated<R>(inside: impl FnOnce(&Locked<'_>) -> R) -> R {
     result
 }
 
-fn touches(range: Option<(u64, u64)>) -> Option<(u64, u64)> {
+/// The range, if something of it is managed.
+pub(crate) fn touches(range: Option<(u64, u64)>) -> Option<(u64, u64)> {
     range.filter(|(start, end)| STATE.table.overlaps(*start, *end))
 }
 
@@ -213,27 +216,6 @@ fn advised(call: &Registers, range: Option<(u64, u64)>, how: impl Fn(Keep) -> Ke
         }
         result
     })
-}
-
-/// A call that only plain memory bears: the range gets its own copies back first. `error` is the answer if it cannot.
-fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
-    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
-    for _ in 0..UNMERGE_TRIES {
-        if STATE.table.next_merged(start, end).is_some() && !unmerge(start, end) {
-            return -error;
-        }
-        let result = gated(|_| {
-            // Other threads may have had pages merged meanwhile.
-            STATE.table.next_merged(start, end).is_none().then(|| {
-                STATE.layout_changes();
-                call.raw()
-            })
-        });
-        if let Some(result) = result {
-            return result;
-        }
-    }
-    -error
 }
 
 /// A second copy of libc (dlmopen) would make its calls past the gate: before it is mapped nothing may be merged any
@@ -313,9 +295,10 @@ pub(crate) fn for_merged(start: u64, end: u64, mut each: impl FnMut(Piece, Keep)
     }
 }
 
-/// Tells the broker what the table holds.
+/// Tells the broker what the table holds, and whether memory may have policies.
 pub(crate) fn publish() {
     if let Some(control) = STATE.control() {
+        control.policies.store(STATE.policies.load(SeqCst), SeqCst);
         STATE.table.publish(control);
     }
 }

@@ -43,6 +43,7 @@ mod mremap;
 mod own;
 mod patch;
 mod place;
+mod plain;
 mod program;
 mod references;
 mod reserved;

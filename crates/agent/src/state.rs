@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use abi::control::{Control, stop};
+use abi::control::{Control, policies, stop};
 use abi::wire::Token;
 
 use crate::gate::Reader;
@@ -22,6 +22,8 @@ pub struct Config {
     pub address_len: usize,
     /// What proves to the broker that this process was given the partition.
     pub token: Token,
+    /// True if the program itself has not begun: it has made no call that the gate did not see.
+    pub alone: bool,
     /// The broker chooses what is managed, in a program that has handed nothing over: see `scope.rs`.
     pub all: bool,
 }
@@ -67,6 +69,8 @@ pub(crate) struct State {
     /// Not 0 once the program has restricted its own calls: from then on any call that it would not make itself may be
     /// its last.
     pub(crate) restricted: AtomicU32,
+    /// What is known of NUMA policies of the program's memory, see [`policies`].
+    pub(crate) policies: AtomicU32,
     /// [`stop`] bits raised before there was a control area.
     pub(crate) early_stop: AtomicU32,
     /// Address of the main thread's clear_child_tid word, 0 if unknown.
@@ -87,6 +91,7 @@ pub(crate) static STATE: State = State {
     unwilling: AtomicU32::new(0),
     filters: AtomicU64::new(0),
     restricted: AtomicU32::new(0),
+    policies: AtomicU32::new(policies::NONE),
     early_stop: AtomicU32::new(0),
     tid_word: AtomicU64::new(0),
     address: [const { AtomicU64::new(0) }; ADDRESS_MAX / 8 + 1],
@@ -196,6 +201,9 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     spawn::learn_filters();
     adoption::learn();
     scope::begin_anew();
+    if !config.alone {
+        STATE.policies.store(policies::UNHEARD, SeqCst);
+    }
     let outcome = patch::patch_all(sites);
     if outcome == Start::Ready {
         STATE.all.store(u32::from(config.all), SeqCst);

@@ -52,6 +52,7 @@ pub(crate) mod nr {
     pub(crate) const CLOCK_GETTIME: u64 = 228;
     pub(crate) const EXIT_GROUP: u64 = 231;
     pub(crate) const FUTEX_WAITV: u64 = 449;
+    pub(crate) const MBIND: u64 = 237;
     pub(crate) const WAITID: u64 = 247;
     pub(crate) const OPENAT: u64 = 257;
     pub(crate) const NEWFSTATAT: u64 = 262;

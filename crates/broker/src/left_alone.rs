@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kernel::{Bytes, Pid, ProcError, Vaddr, VmaUse, smaps, status};
+use kernel::{Bytes, Pid, ProcError, Vaddr, VmaUse, status};
 use store::mappings;
 
 use crate::fitness::{unfit, unfit_whole};
+use crate::layout::Layout;
 use crate::scope::{is_worth_it, leaves_alone, thread_heads};
 
 /// Anonymous memory in bytes, by the word that says why nobody manages it.
@@ -29,7 +30,7 @@ impl LeftAlone {
     /// # Errors
     /// Those of reading its mappings; above all that it has ended or is somebody else's.
     pub fn of(pid: Pid) -> Result<Self, ProcError> {
-        let vmas = smaps::read(pid)?;
+        let vmas = Layout::from_outside(pid).read()?;
         // Whoever cannot be asked for them has no thread's stack told from other memory.
         let heads = thread_heads(pid).unwrap_or_default();
         let uid = status::read(pid)?.uid.effective;

@@ -25,6 +25,7 @@ pub mod guardian;
 mod heat;
 mod huge;
 mod image;
+mod layout;
 mod left_alone;
 mod member;
 mod order;

@@ -8,9 +8,9 @@ use std::fs::File;
 use std::sync::atomic::Ordering::SeqCst;
 
 use abi::control::Control;
-use kernel::{Pid, Range, Vaddr, VmaUse, maps, smaps, task};
-use store::mappings;
+use kernel::{Pid, Range, Vaddr, VmaUse, maps, task};
 
+use crate::layout::{Layout, refuses};
 use crate::left_alone::by_reason;
 use crate::member::Member;
 use crate::order::robust_lists;
@@ -51,7 +51,7 @@ pub(crate) fn chosen(member: &mut Member) -> Vec<Range> {
     if room == 0 || !new.flat_map(|vma| without(vma.range, &managed)).any(is_worth_it) {
         return Vec::new();
     }
-    let Ok(vmas) = smaps::read(member.helper) else { return Vec::new() };
+    let Ok(vmas) = Layout::at(member).read() else { return Vec::new() };
     let Some(heads) = thread_heads(member.pid) else { return Vec::new() };
     member.view.left_alone = by_reason(&vmas, &heads);
     let mut ranges: Vec<Range> = eligible(&vmas, &heads)
@@ -92,7 +92,7 @@ fn eligible(vmas: &[VmaUse], heads: &[Vaddr]) -> Vec<Range> {
 /// Why a mapping is not chosen, or `None`.
 pub(crate) fn leaves_alone(vma: &VmaUse, heads: &[Vaddr]) -> Option<&'static str> {
     let flags = &vma.flags;
-    match mappings::refuses(vma) {
+    match refuses(vma) {
         Some(why) => Some(why),
         None if vma.vma.inode != 0 => Some("file"),
         None if vma.vma.exec => Some("code"),

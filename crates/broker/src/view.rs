@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use abi::mark::Keep;
-use kernel::{Category, Pagemap, PagemapError, Pid, Range, Region, ScanRequest, Vaddr, VmaUse, smaps};
+use kernel::{Category, Pagemap, PagemapError, Range, Region, ScanRequest, Vaddr, VmaUse};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 use store::mappings;
 
 use crate::heat::Heat;
+use crate::layout::{Layout, refuses};
 use crate::left_alone::ByReason;
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
@@ -55,14 +56,14 @@ impl View {
     /// Reads the layout anew. `false` if the process is gone.
     pub(crate) fn refresh(
         &mut self,
-        pid: Pid,
+        layout: Layout,
         epoch: u32,
         ranges: &[Range],
         policy: AgePolicy,
         owner: u32,
         spans: &mut Spans,
     ) -> bool {
-        let Ok(vmas) = smaps::read(pid) else { return false };
+        let Ok(vmas) = layout.read() else { return false };
         self.arrange(&vmas, epoch, ranges, policy, owner, spans);
         true
     }
@@ -248,7 +249,7 @@ fn areas_of(vmas: &[VmaUse], ranges: &[Range]) -> (Vec<(Range, Keep)>, Vec<Range
 
 /// What a replacement must keep, or `None` for memory that must be left alone.
 fn keep_of(vma: &VmaUse) -> Option<Keep> {
-    if mappings::refuses(vma).is_some() {
+    if refuses(vma).is_some() {
         return None;
     }
     let flags = &vma.flags;
@@ -289,6 +290,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+    use kernel::{Pid, smaps};
 
     fn range(start: u64, pages: u64) -> Range {
         Range::from_pages(Vaddr(start), kernel::PageCount(pages)).unwrap()
@@ -303,7 +305,7 @@ mod tests {
         let mut view = View::default();
         let mut spans = Spans::new();
         let everything = range(0, (1 << 47) / kernel::page_size());
-        assert!(view.refresh(pid, 1, &[everything], AgePolicy::default(), 1, &mut spans));
+        assert!(view.refresh(Layout::from_outside(pid), 1, &[everything], AgePolicy::default(), 1, &mut spans));
         assert!(!view.areas.is_empty() && !view.left_out);
         let vmas: Vec<VmaUse> = smaps::read(pid).unwrap();
         // The same process with one mapping of 100 TiB that it does not use, and one of an ordinary size.

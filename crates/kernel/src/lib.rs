@@ -55,6 +55,7 @@ pub mod membership;
 pub mod memfd;
 pub mod memory_file;
 pub mod mempolicy;
+pub mod numa_maps;
 pub mod owned_memory;
 pub mod page_flags;
 pub mod pagemap;

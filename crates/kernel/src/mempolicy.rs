@@ -30,6 +30,13 @@ fn set(mode: i32, nodes: u64) -> io::Result<()> {
     sys::check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, libc::c_ulong::from(bits)) }).map(|_| ())
 }
 
+/// True if the machine has memory of more than one node, so that policies matter.
+#[must_use]
+pub fn has_nodes() -> bool {
+    // A list, such as `0-3,7`.
+    std::fs::read("/sys/devices/system/node/has_memory").is_ok_and(|list| list.iter().any(|byte| b",-".contains(byte)))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]

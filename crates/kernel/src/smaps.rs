@@ -285,6 +285,8 @@ pub struct VmaUse {
     /// False if no page of it can be part of a large folio, whatever the kernel's settings; `None` if the kernel does not
     /// say (before 5.0).
     pub thp_eligible: Option<bool>,
+    /// It has a NUMA policy of its own. Not in smaps: only where [`crate::numa_maps::mark`] has looked.
+    pub policy: bool,
 }
 
 /// All mappings of a process with their numbers and flags: in the order of their addresses, and none overlaps another.

@@ -32,8 +32,13 @@ pub unsafe extern "C" fn pagefold_agent_start(
     let (name, sites, token) = unsafe {
         (core::slice::from_raw_parts(address, address_len), core::slice::from_raw_parts(sites, sites_len), *token)
     };
-    let mut config =
-        Config { address: [0; 108], address_len: address_len.min(108), token: Token(token[0], token[1]), all: false };
+    let mut config = Config {
+        address: [0; 108],
+        address_len: address_len.min(108),
+        token: Token(token[0], token[1]),
+        alone: false,
+        all: false,
+    };
     config.address[..config.address_len].copy_from_slice(&name[..config.address_len]);
     agent::start(&config, sites) as u32
 }

@@ -28,7 +28,7 @@ extern "C" fn construct(count: i32, arguments: *const *const u8, environment: *c
     let Some(token) = secret(token) else { return };
     let path = &rest[33..];
     let (path, all) = path.strip_prefix(b"all:").map_or((path, false), |path| (path, true));
-    let mut config = Config { address: [0; 108], address_len: 0, token, all };
+    let mut config = Config { address: [0; 108], address_len: 0, token, alone: true, all };
     if name.len() + 1 > config.address.len() {
         return;
     }

@@ -21,6 +21,7 @@ mod mappings;
 mod outside;
 mod own;
 mod places;
+mod policies;
 mod pressure;
 mod probes;
 mod process;
@@ -54,6 +55,7 @@ const VICTIMS: &[&[Victim]] = &[
     outside::VICTIMS,
     own::VICTIMS,
     places::VICTIMS,
+    policies::VICTIMS,
     pressure::VICTIMS,
     probes::VICTIMS,
     process::VICTIMS,

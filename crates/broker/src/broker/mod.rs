@@ -18,6 +18,7 @@ use crate::account::{Sample, SegmentFile, Totals};
 use crate::cycle::Eyes;
 use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
+use crate::layout::Layout;
 use crate::member::Member;
 use crate::order::{Item, Queue};
 use crate::quiet::Quiet;
@@ -317,8 +318,8 @@ impl Broker {
             return true;
         }
         let ranges = member.ranges();
-        let reader = member.helper;
-        member.view.refresh(reader, epoch, &ranges, policy, owner, &mut self.eyes.spans)
+        let layout = Layout::at(member);
+        member.view.refresh(layout, epoch, &ranges, policy, owner, &mut self.eyes.spans)
     }
 
     /// Lets every helper go, between two batches. What is merged stays merged. Of programs that are managed whole and go on,

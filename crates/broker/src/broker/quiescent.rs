@@ -9,6 +9,7 @@ use store::HandOut;
 
 use super::Broker;
 use crate::cycle::{Findings, Look, fill, look};
+use crate::layout::Layout;
 use crate::order::{Item, Task};
 use crate::quiet::{PlacedRun, Quiet, QuietPlan};
 use crate::view::{View, numbers};
@@ -43,7 +44,7 @@ impl Broker {
             quiet.memory = MemoryFile::open(pid).ok()?;
             quiet.name(ranges);
             let all = quiet.ranges.clone();
-            if !quiet.view.refresh(pid, 0, &all, self.policy, quiet.index, &mut self.eyes.spans) {
+            if !quiet.view.refresh(Layout::from_outside(pid), 0, &all, self.policy, quiet.index, &mut self.eyes.spans) {
                 quiet.view.clear(&mut self.eyes.spans);
                 return None;
             }

@@ -1,0 +1,53 @@
+//! Calls before which a range gets its own pages back: what they ask for cannot be had of the store's.
+
+use core::sync::atomic::Ordering::SeqCst;
+
+use abi::control::policies;
+
+use crate::ask::unmerge;
+use crate::calls::{Registers, gated, touches};
+use crate::handover::UNMERGE_TRIES;
+use crate::scope;
+use crate::state::STATE;
+use crate::sys::errno;
+
+/// A call that only plain memory bears: the range gets its own copies back first. `error` is the answer if it cannot.
+pub(crate) fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
+    for _ in 0..UNMERGE_TRIES {
+        if !unmerge(start, end) {
+            return -error;
+        }
+        if let Some(result) = while_plain(start, end, || call.raw()) {
+            return result;
+        }
+    }
+    -error
+}
+
+/// Makes a call, unless other threads have had pages merged meanwhile.
+fn while_plain(start: u64, end: u64, call: impl FnOnce() -> i64) -> Option<i64> {
+    gated(|_| {
+        STATE.table.next_merged(start, end).is_none().then(|| {
+            STATE.layout_changes();
+            call()
+        })
+    })
+}
+
+/// mbind: a mapping of the store has no policy of its own, and the nodes of its pages are everybody's. So the range gets
+/// its own pages back, and the broker finds it unfit for as long as it has the policy. smaps does not show that, and the
+/// file that does costs as much again: the broker is told that it has to be read in this process.
+///
+/// set_mempolicy_home_node changes policies that are there, and so nothing of merged memory.
+pub(crate) fn mbind(call: &Registers, range: Option<(u64, u64)>) -> i64 {
+    const DEFAULT: u64 = 0;
+    if call.rdx != DEFAULT {
+        // Before the call: whoever looks when it has been made looks for policies.
+        STATE.policies.store(policies::SET, SeqCst);
+        if let Some(control) = STATE.control() {
+            control.policies.store(policies::SET, SeqCst);
+        }
+    }
+    on_plain(call, range, errno::ENOMEM)
+}
