@@ -17,7 +17,7 @@ use abi::uapi::UffdioRegister;
 use crate::ask::{is_served, unmerge};
 use crate::elf::for_each_mapping;
 use crate::handover::{self, unmergeable};
-use crate::plain::{mbind, on_plain};
+use crate::plain::{collapse, mbind, on_plain};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE, failed};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
@@ -319,6 +319,7 @@ fn madvise(call: &Registers, range: Option<(u64, u64)>) -> i64 {
             if result == -errno::EACCES && merged { -errno::EINVAL } else { result }
         }
         (advice::WIPEONFORK, _) => on_plain(call, range, errno::ENOMEM),
+        (advice::COLLAPSE, _) => collapse(call, range),
         (advice::DONTFORK, _) => advised(call, range, |keep| keep.with(Keep::DONTFORK, 0)),
         (advice::DOFORK, _) => advised(call, range, |keep| keep.with(0, Keep::DONTFORK)),
         (advice::DONTDUMP, _) => advised(call, range, |keep| keep.with(Keep::DONTDUMP, 0)),

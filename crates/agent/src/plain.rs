@@ -4,8 +4,9 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use abi::control::policies;
 
-use crate::ask::unmerge;
+use crate::ask::{release, unmerge};
 use crate::calls::{Registers, gated, touches};
+use crate::elf::for_each_mapping;
 use crate::handover::UNMERGE_TRIES;
 use crate::scope;
 use crate::state::STATE;
@@ -50,4 +51,57 @@ pub(crate) fn mbind(call: &Registers, range: Option<(u64, u64)>) -> i64 {
         }
     }
     on_plain(call, range, errno::ENOMEM)
+}
+
+/// MADV_COLLAPSE: huge pages are made of plain memory only, and only where no page is protected to see the next write to it.
+/// So the registration for that goes too. It comes back with the next look, perhaps before the call.
+///
+/// What was merged lies in pieces when it is plain again, each with pages of another origin, and the kernel makes no one
+/// mapping of them. Where none of them has room for a huge page there is nothing to be had but time, and the answer is that
+/// of memory which has huge pages.
+pub(crate) fn collapse(call: &Registers, range: Option<(u64, u64)>) -> i64 {
+    let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
+    let mut result = -errno::EAGAIN;
+    for _ in 0..UNMERGE_TRIES {
+        if !unmerge(start, end) {
+            return -errno::EAGAIN;
+        }
+        release(start, end);
+        match while_plain(start, end, || collapse_pieces(call, start, end)) {
+            Some(refused) if refused == -errno::EINVAL => result = refused,
+            Some(answer) => return answer,
+            None => {}
+        }
+    }
+    result
+}
+
+/// The call, and if something refuses it, mapping by mapping.
+fn collapse_pieces(call: &Registers, start: u64, end: u64) -> i64 {
+    const HUGE: u64 = 2 << 20;
+    let whole = call.raw();
+    if whole != -errno::EINVAL {
+        return whole;
+    }
+    let (mut at, mut holes, mut result) = (start, 0, 0);
+    let read = for_each_mapping(|line| {
+        let (from, to) = (line.start.max(at), line.end.min(end));
+        if from >= to || result != 0 {
+            return;
+        }
+        if from > at {
+            holes = -errno::ENOMEM;
+        }
+        at = to;
+        let has_room = from.next_multiple_of(HUGE) + HUGE <= to;
+        if has_room || !STATE.table.overlaps(from, to) {
+            result = Registers { rdi: from, rsi: to - from, ..*call }.raw();
+        }
+    });
+    match (read, result) {
+        (false, _) => whole,
+        (true, 0) if at < end => -errno::ENOMEM,
+        (true, 0) => holes,
+        (true, refused) => refused,
+    }
 }

@@ -24,6 +24,7 @@ pub(crate) fn process_madvise(call: &Registers) -> i64 {
             | advice::UNMERGEABLE
             | advice::REMOVE
             | advice::WIPEONFORK
+            | advice::COLLAPSE
             | advice::DONTFORK
             | advice::DOFORK
             | advice::DONTDUMP

@@ -1,9 +1,9 @@
-//! What can be asked for plain memory only: NUMA policies.
+//! What can be asked for plain memory only: NUMA policies, and huge pages at once.
 
 use crate::stand::Stand;
-use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, tell, wait_until};
+use crate::victim::{Region, Victim, errno, field_at, merge_now, merge_pair, merged_pair, page, tell, wait_until};
 
-pub(crate) const VICTIMS: &[Victim] = &[("policy", policy), ("policy_before", policy_before)];
+pub(crate) const VICTIMS: &[Victim] = &[("policy", policy), ("policy_before", policy_before), ("collapse", collapse)];
 
 const PAGES: usize = 24;
 const DEFAULT: i32 = 0;
@@ -109,5 +109,70 @@ fn v14_memory_that_has_a_policy_is_left_alone() {
     let stand = Stand::on_request();
     if !stand.run("policy_before").contains("skipped:") {
         stand.assert_merged(PAGES as u64);
+    }
+}
+
+/// MADV_COLLAPSE of merged memory, of memory whose writes are tracked, and by process_madvise.
+fn collapse() {
+    const COLLAPSE: i32 = 25;
+    const HUGE: usize = 512;
+    let all = Region::map(5 * HUGE);
+    let skip = (HUGE - all.start / page() % HUGE) % HUGE;
+    let nth = |index: usize| all.part(skip + index * HUGE, skip + (index + 1) * HUGE);
+    let (one, two, unique, unmanaged) = (nth(0), nth(1), nth(2), nth(3));
+    unmanaged.fill_from(9000);
+    if unmanaged.advise(COLLAPSE) != 0 {
+        tell("skipped: MADV_COLLAPSE");
+        return;
+    }
+    one.fill_from(50);
+    two.fill_from(50);
+    unique.fill_from(5000);
+    unique.mergeable();
+    merge_pair(one, two);
+    one.fill(7, 6000);
+    assert_eq!(one.advise(COLLAPSE), 0);
+    assert_eq!(one.stored().len(), 0);
+    assert!(one.holds(7, 6000));
+    one.fill(7, 57);
+    one.check_from(50);
+    two.check_from(50);
+    // Its pages are protected to see writes.
+    for _ in 0..5 {
+        merge_now();
+    }
+    assert_eq!(unique.advise(COLLAPSE), 0);
+    let huge = field_at(unique.start, "AnonHugePages:");
+    assert!(!huge.ends_with(" 0 kB"), "{huge}");
+    unique.check_from(5000);
+    // It stays managed, and can be asked for again.
+    assert_eq!(one.advise(COLLAPSE), 0);
+    // A part, which has no room for a huge page.
+    assert_eq!(two.part(3, 9).advise(COLLAPSE), 0);
+    let vector = libc::iovec { iov_base: two.pointer(0), iov_len: two.len() };
+    // SAFETY: the kernel reads one vector; it is about this process.
+    let advised = unsafe {
+        let own = libc::syscall(libc::SYS_pidfd_open, crate::victim::pid(), 0);
+        libc::syscall(libc::SYS_process_madvise, own, &raw const vector, 1, COLLAPSE, 0)
+    };
+    assert!(advised == two.len() as i64 || advised == -1 && errno() == libc::EPERM, "{advised}: {}", errno());
+    one.check_from(50);
+    two.check_from(50);
+    wait_until("it is merged again", || {
+        merge_now();
+        one.merged() > HUGE / 2
+    });
+    one.check_from(50);
+    two.check_from(50);
+}
+
+/// V15: huge pages where pages are merged.
+///
+/// Seen to fail: EINVAL, also when the pages had been given back before.
+#[test]
+fn v15_collapse() {
+    let stand = Stand::on_request();
+    if !stand.run("collapse").contains("skipped:") {
+        stand.assert_merged(900);
     }
 }
