@@ -14,6 +14,7 @@ pub mod control;
 pub mod frozen;
 pub mod mark;
 pub mod place;
+pub mod told;
 pub mod uapi;
 pub mod wire;
 

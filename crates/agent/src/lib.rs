@@ -57,6 +57,7 @@ mod stubs;
 mod sys;
 mod table;
 mod threads;
+mod told;
 mod vectors;
 
 pub use abi::mark::Keep;

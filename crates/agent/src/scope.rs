@@ -21,6 +21,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::{Control, code, stop};
+use abi::told::helper;
 
 use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn};
 use crate::calls::{Registers, USER_END, known, publish, reach, unmerge_all};
@@ -31,6 +32,7 @@ use crate::spawn;
 use crate::state::{STATE, unwilling};
 use crate::sys::{self, MAP_ANONYMOUS, PROT_EXEC, advice, errno, failed, nr, sys};
 use crate::table::Table;
+use crate::told;
 
 /// What lives shorter than this is not managed.
 const YOUNG_NS: u64 = 1_000_000_000;
@@ -141,9 +143,13 @@ fn count(call: &Registers) {
 /// Starts the helper if there is none and it is time. Whatever keeps it from coming is not tried again. One that was killed
 /// is replaced as a program gets its first one, and each next one later than the one before: whatever kills them may go on.
 fn begin_if_due() {
-    let never = [&STATE.unwilling, &STATE.early_stop, &STATE.restricted].iter().any(|word| word.load(SeqCst) != 0);
+    let said = |word: &AtomicU32| word.load(SeqCst) != 0;
+    let (stopped, restricted) = (said(&STATE.early_stop), said(&STATE.restricted));
     let killed = spawn::helper_was_killed();
-    if never || STATE.control().is_some() && !killed {
+    if STATE.control().is_none() && (stopped || restricted) {
+        told::no_helper(if restricted { helper::RESTRICTED } else { helper::STOPPED });
+    }
+    if said(&STATE.unwilling) || stopped || restricted || STATE.control().is_some() && !killed {
         return;
     }
     let times = KILLED.load(SeqCst).min(KILLED_MAX);
@@ -155,6 +161,7 @@ fn begin_if_due() {
     // What the helper reserves would be missing to a program that has been given just so much.
     if [RLIMIT_AS, RLIMIT_DATA].into_iter().any(is_limited) {
         STATE.unwilling.store(unwilling::HERE, SeqCst);
+        told::no_helper(helper::LIMITED);
         return;
     }
     if bring_helper(Table::try_lock) && killed {

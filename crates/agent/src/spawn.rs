@@ -16,11 +16,12 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicI32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::Control;
+use abi::told::helper::{ELSEWHERE, RESTRICTED};
 
 use crate::introduction::SETUP;
 use crate::state::{STATE, unwilling};
 use crate::sys::{self, CLONE_VFORK, CLONE_VM, nr, sys};
-use crate::{adoption, helper, link};
+use crate::{adoption, helper, link, told};
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// The helper's stack: its deepest frames hold a window of page-table entries.
@@ -190,6 +191,7 @@ pub(crate) fn start_helper() -> bool {
     let restricted = STATE.restricted.load(SeqCst) != 0 || filters().unwrap_or(0) != STATE.filters.load(SeqCst);
     if restricted || !children_stay_here() {
         STATE.unwilling.store(unwilling::HERE, SeqCst);
+        told::no_helper(if restricted { RESTRICTED } else { ELSEWHERE });
         return false;
     }
     let (Some(middle), Some(stack)) = (sys::allocate(MIDDLE_STACK), sys::allocate(HELPER_STACK)) else {

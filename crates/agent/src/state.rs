@@ -3,12 +3,13 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use abi::control::{Control, policies, stop};
+use abi::told::helper;
 use abi::wire::Token;
 
 use crate::gate::Reader;
 use crate::sys;
 use crate::table::{Locked, Table};
-use crate::{adoption, alone, child, patch, scope, spawn};
+use crate::{adoption, alone, child, patch, scope, spawn, told};
 
 /// Longest address of the broker's socket.
 pub(crate) const ADDRESS_MAX: usize = 108;
@@ -134,6 +135,7 @@ impl State {
         self.helper.store(0, SeqCst);
         let _ = self.unwilling.compare_exchange(unwilling::HERE, 0, SeqCst, SeqCst);
         adoption::forget();
+        told::no_helper(helper::MAY_COME);
         scope::begin_anew();
         alone::is_copied();
         self.table.reset_lock();
@@ -243,6 +245,7 @@ pub fn start_from_file(config: &Config, path: &'static [u8]) {
     const LARGEST: u64 = 1 << 20;
     // SAFETY: the string goes on to its zero byte, which is not part of the slice.
     let path = unsafe { core::ffi::CStr::from_ptr(path.as_ptr().cast()) };
+    told::no_table();
     let Some(fd) = crate::link::open(path) else { return };
     let mut stat = [0_u64; 18];
     // SAFETY: the kernel writes a struct stat of 144 bytes.
@@ -252,7 +255,7 @@ pub fn start_from_file(config: &Config, path: &'static [u8]) {
         if let Ok(table) = unsafe { sys::mmap(0, size, sys::PROT_READ, sys::MAP_PRIVATE, fd, 0) } {
             // SAFETY: mapped readable for this length; the launcher does not change the file.
             let sites = unsafe { core::slice::from_raw_parts(table as *const u8, size as usize) };
-            let _ = start(config, sites);
+            told::started(start(config, sites), sites);
             // SAFETY: mapped above, not used any more.
             unsafe { sys::sys!(sys::nr::MUNMAP, table, size) };
         }

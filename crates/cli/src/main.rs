@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _};
 
+mod agent_told;
 mod args;
 mod demo;
 mod demo_fleet;

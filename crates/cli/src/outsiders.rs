@@ -1,14 +1,16 @@
-//! Who of a tree is not managed because the agent never came in: static programs, those of another C library or word size,
-//! those that gain privileges, those that cannot reach its file. The broker does not hear of them, so the tree is looked at.
+//! Who of a tree is not managed because no agent is at work there. It never came in: static programs, those of another C
+//! library or word size, those that gain privileges, those that cannot reach its file. Or it did and could not go on. The
+//! broker does not hear of them, so the tree is looked at.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use kernel::Pid;
 use ksm::{ProcessId, Tree};
 use serde::Serialize;
 
+use crate::agent_told::{self, InProcess};
 use crate::store_run::unmanageable;
 
 /// How often. What lives shorter would not be managed either.
@@ -30,14 +32,23 @@ pub(crate) struct Outsider {
     pub(crate) processes: u64,
 }
 
+/// One process that is there.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// How often it was looked at.
+    looks: u32,
+    /// It is one of those that are not managed.
+    named: bool,
+}
+
 /// What was seen so far.
 pub(crate) struct Outsiders {
     tree: Tree,
     /// This program.
     own: Option<PathBuf>,
     next: Instant,
-    /// Processes that are there, each with what it ran when it was looked at, and how often that was.
-    seen: HashMap<(ProcessId, PathBuf), u32>,
+    /// Processes that are there, each with what it ran when it was looked at.
+    seen: HashMap<(ProcessId, PathBuf), Seen>,
     found: BTreeMap<(String, String), u64>,
 }
 
@@ -67,20 +78,29 @@ impl Outsiders {
                 continue;
             }
             let this = (member.process, program);
-            let looks = self.seen.get(&this).copied().unwrap_or(0);
-            // What has just been executed may still be loading its libraries.
-            let reason = match looks {
+            let mut seen = self.seen.get(&this).copied().unwrap_or_default();
+            let pid = Pid(member.process.pid);
+            let reason = match seen.looks {
+                _ if seen.named => None,
                 0 => unmanageable(&link),
-                1 if unmanageable(&link).is_none() && lacks_agent(member.process) => Some(ABSENT.to_owned()),
+                // What has just been executed may still be loading its libraries, and a helper comes when it is worth it:
+                // looked at less and less often.
+                looks if looks.is_power_of_two() => match agent_told::look(pid) {
+                    InProcess::Absent if looks == 1 => Some(ABSENT.to_owned()),
+                    InProcess::Hindered(why) => Some(why.to_owned()),
+                    _ => None,
+                },
                 _ => None,
             };
+            seen.looks = seen.looks.saturating_add(1);
+            seen.named |= reason.is_some();
             if let Some(reason) = reason {
                 let program = this.1.display().to_string();
                 if self.found.len() < PROGRAMS_MAX || self.found.contains_key(&(program.clone(), reason.clone())) {
                     *self.found.entry((program, reason)).or_default() += 1;
                 }
             }
-            there.insert(this, looks.saturating_add(1));
+            there.insert(this, seen);
         }
         self.seen = there;
         self.next = Instant::now() + EVERY;
@@ -95,17 +115,6 @@ impl Outsiders {
         };
         self.found.iter().map(outsider).collect()
     }
-}
-
-/// True if the agent is not mapped. False also if that cannot be seen.
-fn lacks_agent(process: ProcessId) -> bool {
-    // Also once its folder is gone.
-    let is_agent = |name: &OsStr| {
-        let file = Path::new(name).file_name().map(OsStr::as_encoded_bytes);
-        file.is_some_and(|file| file.strip_suffix(b" (deleted)").unwrap_or(file) == broker::AGENT.as_bytes())
-    };
-    kernel::maps::read(kernel::Pid(process.pid))
-        .is_ok_and(|maps| !maps.is_empty() && !maps.iter().any(|vma| is_agent(&vma.name)))
 }
 
 #[cfg(test)]

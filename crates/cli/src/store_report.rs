@@ -14,12 +14,19 @@ use crate::summary_file::SummaryFile;
 /// Different reasons that the end of a run tells; the summary has more.
 const REASONS: usize = 3;
 
+/// What is said where no helper has come, and nothing was heard of any that could not.
+const NOBODY_MARKED: &str = "nothing was merged: no process marked memory mergeable (madvise MADV_MERGEABLE), or none that \
+     did could reach this run, as from a network namespace of its own; --backend ksm merges all memory of any program";
+/// With `--scope all`.
+const NOBODY_OF_ALL: &str = "nothing was merged: no program lived for a second or asked for 8 MiB, or none that did could \
+     reach this run, as from a network namespace of its own; --backend ksm merges all memory of any program";
+
 /// The summary as it is written.
 #[derive(Serialize)]
 struct Document {
     #[serde(flatten)]
     summary: Summary,
-    /// Programs that the agent could not get into, where everything is to be managed.
+    /// Programs that no agent is at work in, where everything is to be managed.
     no_agent: Vec<Outsider>,
 }
 
@@ -87,7 +94,7 @@ impl Reporter<'_> {
             return;
         }
         let summary = self.summary();
-        let without = |outsider: Outsider| format!("{} has no agent: {}", outsider.program, outsider.reason);
+        let without = |outsider: Outsider| format!("{} has no agent at work: {}", outsider.program, outsider.reason);
         let reasons: Vec<String> =
             summary.helper_refused.iter().cloned().chain(self.outsiders().into_iter().map(without)).collect();
         for line in left_alone(&reasons) {
@@ -106,12 +113,8 @@ impl Reporter<'_> {
                 summary.frozen_seconds.max * 1e3,
                 summary.cpu_seconds,
             ));
-        } else if summary.helper_refused.is_empty() && !self.unmanaged {
-            self.say(
-                "nothing was merged: no process marked memory mergeable (madvise MADV_MERGEABLE), or none that did \
-                 could reach this run, as from a network namespace of its own; --backend ksm merges all memory of any \
-                 program",
-            );
+        } else if reasons.is_empty() && !self.unmanaged {
+            self.say(if self.outsiders.is_some() { NOBODY_OF_ALL } else { NOBODY_MARKED });
         }
     }
 }

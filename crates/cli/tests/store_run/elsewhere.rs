@@ -75,6 +75,54 @@ fn who_has_no_agent_is_named() {
     assert_eq!(told, expected, "{summary:#}");
 }
 
+/// An auditor of the loader's work, in a name space of its own with a libc of its own.
+const AUDITS: &str =
+    "#include <stdio.h>\nunsigned la_version(unsigned version) { return puts(\"\") < 0 ? 0 : version; }";
+
+/// Who has the agent, and cannot be managed for all that, is named with the reason.
+///
+/// Seen to fail: of none of them anything was said, and at the end that no process had marked memory.
+#[test]
+fn whose_agent_cannot_work_is_named() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("hindered");
+    let file = temp.join("summary");
+    let Some(audit) = temp.compile("audit.so", AUDITS, &["-shared", "-fPIC"]) else { return };
+    let denied = "import ctypes, os; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); os.execvp(\"sleep\", [\"sleep\", \"4\"])";
+    let script =
+        format!("{PYTHON} -c '{denied}' & LD_AUDIT=\"$0\" sleep 4 >/dev/null & env -u PAGEFOLD_AGENT sleep 4 & wait");
+    let run = output(&["--scope", "all", "--summary", &file], &["bash", "-c", &script, &audit]);
+    assert_eq!(run.status.code(), Some(0), "{}", said(&run));
+    let summary: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let rows = summary["no_agent"].as_array().unwrap();
+    let told = |words: &str| rows.iter().any(|row| row["reason"].as_str().unwrap().contains(words));
+    // Not where the kernel has no PR_SET_MDWE (before 6.3).
+    let knows_mdwe = Command::new(PYTHON)
+        .args(["-c", "import ctypes; exit(ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0)"])
+        .status()
+        .is_ok_and(|status| status.success());
+    assert!(told("PR_SET_MDWE") || !knows_mdwe, "{summary:#}");
+    assert!(told("LD_AUDIT"), "{summary:#}");
+    assert!(told("PAGEFOLD_AGENT"), "{summary:#}");
+    assert!(said(&run).contains("has no agent at work: "), "{}", said(&run));
+    assert!(!said(&run).contains("marked memory"), "{}", said(&run));
+}
+
+/// Where everything is managed nobody has to mark memory.
+///
+/// Seen to fail: that no process had marked memory.
+#[test]
+fn what_lives_short_is_said_to() {
+    if !can_merge() {
+        return;
+    }
+    let run = output(&["--scope", "all"], &["true"]);
+    assert!(said(&run).contains("no program lived for a second"), "{}", said(&run));
+    assert!(!said(&run).contains("marked memory"), "{}", said(&run));
+}
+
 /// Exits with 7 by its system call.
 const LEAVES: &str = "void _start(void) { __asm__ volatile(\"int $0x80\" : : \"a\"(1), \"b\"(7)); }";
 
