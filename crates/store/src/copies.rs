@@ -4,7 +4,8 @@
 //!
 //! **A block is a segment** that holds one content and nothing else. Segments come and go as a whole, so its copies stay
 //! side by side for as long as any of them is there, and a block of which few copies are used any more is nearly dead
-//! like every other segment. Each copy counts as a page of the store, and none is made beyond the store's limit.
+//! like every other segment. Each copy counts as a page of the store, and copies take no more than half of the room that is
+//! left within the store's limit: a content that is not there at all would save more.
 //!
 //! **The table of places has its first copy only**: a content is found once, and the other copies are counted off from
 //! there. A content's older place gives way to a block. Who maps it keeps it, and runs that begin before it are still
@@ -49,17 +50,18 @@ impl Partition {
         Run { place, pages }
     }
 
-    /// Writes a content so often that there are `copies` of it side by side, at most a segment's worth. Whether it was
-    /// done: not if there are more than half as many, so that a content whose runs become longer and longer is written
-    /// less than twice as often as it is found, and not if the limit leaves no room or `page` is not what it was.
+    /// Writes a content so often that there are `copies` of it side by side, at most a segment's worth and fewer where
+    /// there is little room. Whether it was done: not if there are more than half as many, so that a content whose runs
+    /// become longer and longer is written less than twice as often as it is found, and not if `page` is not what it was.
     ///
     /// # Errors
     /// [`StoreError::Make`], [`StoreError::Read`], [`StoreError::TooManySegments`].
     pub fn repeat(&mut self, fingerprint: Fingerprint, page: &[u8], copies: u32) -> Result<bool, StoreError> {
-        let copies = copies.min(self.most_copies());
+        let room = u32::try_from(self.room() / 2).unwrap_or(u32::MAX);
+        let copies = copies.min(self.most_copies()).min(room);
         let before = self.copies(fingerprint);
         let enough = before.is_some_and(|before| before.pages > copies / 2);
-        if copies < 2 || enough || u64::from(copies) > self.room() {
+        if copies < 2 || enough {
             return Ok(false);
         }
         if is_zero(page) || self.secret.fingerprint(page) != fingerprint {

@@ -83,13 +83,15 @@ fn blocks_grow_by_doubling_and_no_further_than_a_segment() {
 }
 
 #[test]
-fn the_limit_is_kept() {
+fn the_limit_is_kept_with_room_for_other_contents() {
     let mut partition = open(Some(10));
-    assert!(!repeat(&mut partition, 7, 11));
-    assert_eq!(partition.counters.pages_shared, 0);
-    assert!(repeat(&mut partition, 7, 10));
-    assert!(!repeat(&mut partition, 8, 2));
-    assert_eq!(fill(&mut partition, &[8, 7])[0], Outcome::Full);
+    assert!(repeat(&mut partition, 7, 100));
+    assert_eq!(copies(&partition, 7).unwrap().pages, 5);
+    assert!(repeat(&mut partition, 8, 100));
+    assert_eq!(copies(&partition, 8).unwrap().pages, 2);
+    assert!(!repeat(&mut partition, 9, 100));
+    let filled = fill(&mut partition, &[9, 10, 11, 12, 7]);
+    assert_eq!((filled[2].place().is_some(), filled[3], partition.counters.pages_shared), (true, Outcome::Full, 10));
 }
 
 #[test]
