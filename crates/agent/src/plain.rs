@@ -57,8 +57,8 @@ pub(crate) fn mbind(call: &Registers, range: Option<(u64, u64)>) -> i64 {
 /// So the registration for that goes too. It comes back with the next look, perhaps before the call.
 ///
 /// What was merged lies in pieces when it is plain again, each with pages of another origin, and the kernel makes no one
-/// mapping of them. Where none of them has room for a huge page there is nothing to be had but time, and the answer is that
-/// of memory which has huge pages.
+/// mapping of them. A piece without room for a huge page, of what had room before, stays as it is: there is nothing to be had
+/// but time, and the answer is that of memory which has huge pages.
 pub(crate) fn collapse(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
     let mut result = -errno::EAGAIN;
@@ -76,15 +76,42 @@ pub(crate) fn collapse(call: &Registers, range: Option<(u64, u64)>) -> i64 {
     result
 }
 
+/// A stretch that the program knows as one mapping, or as several that the kernel could make one of.
+#[derive(Default)]
+struct Known {
+    start: u64,
+    end: u64,
+    prot: (bool, bool, bool),
+    /// A piece of it is asked for that has no room for a huge page.
+    small: bool,
+}
+
+/// Whether a huge page fits into a mapping. If not, the kernel refuses whatever part of it is asked for.
+const fn has_room(start: u64, end: u64) -> bool {
+    const HUGE: u64 = 2 << 20;
+    start.next_multiple_of(HUGE) + HUGE <= end
+}
+
 /// The call, and if something refuses it, mapping by mapping.
 fn collapse_pieces(call: &Registers, start: u64, end: u64) -> i64 {
-    const HUGE: u64 = 2 << 20;
     let whole = call.raw();
     if whole != -errno::EINVAL {
         return whole;
     }
     let (mut at, mut holes, mut result) = (start, 0, 0);
+    let mut known = Known::default();
+    let refused = |known: &Known| known.small && !has_room(known.start, known.end);
     let read = for_each_mapping(|line| {
+        let managed = STATE.table.overlaps(line.start, line.end);
+        let prot = (line.readable, line.writable, line.executable);
+        if line.start != known.end || prot != known.prot || line.inode != 0 && !managed {
+            if refused(&known) && result == 0 {
+                result = whole;
+            }
+            known = Known { start: line.start, prot, ..Known::default() };
+        }
+        // Nothing goes on with a file.
+        known.end = if line.inode == 0 || managed { line.end } else { 0 };
         let (from, to) = (line.start.max(at), line.end.min(end));
         if from >= to || result != 0 {
             return;
@@ -93,15 +120,17 @@ fn collapse_pieces(call: &Registers, start: u64, end: u64) -> i64 {
             holes = -errno::ENOMEM;
         }
         at = to;
-        let has_room = from.next_multiple_of(HUGE) + HUGE <= to;
-        if has_room || !STATE.table.overlaps(from, to) {
+        if managed && !has_room(line.start, line.end) {
+            known.small = true;
+        } else {
             result = Registers { rdi: from, rsi: to - from, ..*call }.raw();
         }
     });
     match (read, result) {
         (false, _) => whole,
+        (true, 0) if refused(&known) => whole,
         (true, 0) if at < end => -errno::ENOMEM,
         (true, 0) => holes,
-        (true, refused) => refused,
+        (true, error) => error,
     }
 }
