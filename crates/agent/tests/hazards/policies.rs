@@ -69,7 +69,7 @@ fn policy() {
 
 /// V14: a NUMA policy for merged memory.
 ///
-/// Seen to fail: the pages stayed the store's, and those that were given back later had no policy.
+/// By hand, without the remedy: the pages stayed the store's, and those that were given back later had no policy.
 #[test]
 fn v14_a_policy_for_merged_memory() {
     let stand = Stand::on_request();

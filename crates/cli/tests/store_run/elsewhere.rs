@@ -81,7 +81,7 @@ const AUDITS: &str =
 
 /// Who has the agent, and cannot be managed for all that, is named with the reason.
 ///
-/// Seen to fail: of none of them anything was said, and at the end that no process had marked memory.
+/// By hand, before: of none of them anything was said, and at the end that no process had marked memory.
 #[test]
 fn whose_agent_cannot_work_is_named() {
     if !can_merge() {
@@ -112,7 +112,7 @@ fn whose_agent_cannot_work_is_named() {
 
 /// Where everything is managed nobody has to mark memory.
 ///
-/// Seen to fail: that no process had marked memory.
+/// By hand, before: it was said that no process had marked memory.
 #[test]
 fn what_lives_short_is_said_to() {
     if !can_merge() {
