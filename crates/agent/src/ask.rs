@@ -55,8 +55,8 @@ pub(crate) fn release(start: u64, end: u64) {
     }
 }
 
-/// `false` if the helper could not do it, or ended, or did not come to it until then. Signals wait: a handler that never comes back, or the end of the thread, would
-/// leave the turn with somebody who lives and does not ask.
+/// `false` if the helper could not do it, or ended, or did not come to it until then. Signals wait: a handler that never
+/// comes back, or the end of the thread, would leave the turn with somebody who lives and does not ask.
 fn ask(control: &Control, start: u64, end: u64, until: u64) -> bool {
     let mask = sys::block_signals();
     let done = asked(control, start, end, until);

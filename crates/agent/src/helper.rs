@@ -128,12 +128,12 @@ fn serve(space: &mut Space, link: &Link) {
         // The kernel clears the word, and wakes who waits on it, when the program ends or executes another one. Until its
         // helper has left, the program's memory, its file and what it has mapped stay in use: whoever waited for its end
         // and replaces the file would hear that it is busy.
-        match (STATE.tid_word.load(SeqCst), main_thread(space.pid)) {
-            (0, _) | (_, None) => {
+        match main_thread(space.pid) {
+            None => {
                 sys::futex_wait(&control.bell, bell, LOOK_UP_NS);
             }
-            (_, Some(0)) => return,
-            (word, Some(tid)) => sys::futex_wait_both(&control.bell, bell, word, tid, LOOK_UP_NS),
+            Some((_, 0)) => return,
+            Some((word, tid)) => sys::futex_wait_both(&control.bell, bell, word, tid, LOOK_UP_NS),
         }
     }
 }
@@ -167,12 +167,12 @@ fn stays_alone(space: &mut Space) -> bool {
     released
 }
 
-/// The main thread's id as its tid word has it, which the kernel clears: 0 once it has ended, or the program has execed.
-/// `None` if that is not known. The word lies in a thread control block, which is never frozen.
-fn main_thread(helper: u32) -> Option<u32> {
+/// Where the main thread's tid word lies, and its id as the word has it, which the kernel clears: 0 once it has ended, or
+/// the program has execed. `None` if that is not known. The word lies in a thread control block, which is never frozen.
+fn main_thread(helper: u32) -> Option<(u64, u32)> {
     let word = STATE.tid_word.load(SeqCst);
     let mut tid = [0_u8; 4];
-    (word != 0 && sys::read_own(helper, word, &mut tid)).then(|| u32::from_ne_bytes(tid))
+    (word != 0 && sys::read_own(helper, word, &mut tid)).then(|| (word, u32::from_ne_bytes(tid)))
 }
 
 /// Executes the broker's plan. Returns how many entries were finished.
@@ -216,7 +216,7 @@ fn execute(space: &mut Space) -> u32 {
     }
     // A thread of the program that waits for its memory, or wants it back for good, goes first, and so does its end.
     let helper = space.pid;
-    let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED && main_thread(helper) != Some(0);
+    let carry_on = || control.ask.state.load(SeqCst) != ask::ASKED && !matches!(main_thread(helper), Some((_, 0)));
     #[cfg(feature = "faults")]
     crate::faults::plan((order.action[0].load(SeqCst) >> 56) as u32);
     let ended = run_plan(space, &settings, entry, count, report, carry_on);

@@ -124,14 +124,20 @@ impl Space {
         if self.control.stop.load(SeqCst) & stop::USERFAULTFD == 0 {
             return self.unregister(start, end);
         }
+        self.for_each_part(start, end, |space, from, to| {
+            if space.register(from, to, RegisterMode::Track) != Err(Failure::Busy) {
+                space.range(UFFDIO_UNREGISTER, from, to);
+            }
+        });
+    }
+
+    /// Calls `act` with what of each mapping lies in a range.
+    fn for_each_part(&mut self, start: u64, end: u64, mut act: impl FnMut(&mut Self, u64, u64)) {
         let mut at = start;
         while let Some(mapping) = self.query(at, PROCMAP_QUERY_COVERING_OR_NEXT_VMA)
             && mapping.vma_start < end
         {
-            let (from, to) = (mapping.vma_start.max(at), mapping.vma_end.min(end));
-            if self.register(from, to, RegisterMode::Track) != Err(Failure::Busy) {
-                self.range(UFFDIO_UNREGISTER, from, to);
-            }
+            act(self, mapping.vma_start.max(at), mapping.vma_end.min(end));
             at = mapping.vma_end;
         }
     }
@@ -311,13 +317,9 @@ impl AddressSpace for Space {
         }
         // A mapping that userfaultfd does not know lies in between: piece by piece, or the rest would stay registered
         // and the next first touch there would wait for ever.
-        let mut at = start;
-        while let Some(mapping) = self.query(at, PROCMAP_QUERY_COVERING_OR_NEXT_VMA)
-            && mapping.vma_start < end
-        {
-            self.range(UFFDIO_UNREGISTER, mapping.vma_start.max(at), mapping.vma_end.min(end));
-            at = mapping.vma_end;
-        }
+        self.for_each_part(start, end, |space, from, to| {
+            space.range(UFFDIO_UNREGISTER, from, to);
+        });
     }
 
     fn wake(&mut self, start: u64, end: u64) {
