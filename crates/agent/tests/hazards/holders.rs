@@ -22,20 +22,34 @@ pub(crate) const VICTIMS: &[Victim] = &[
 
 const PAGES: usize = 24;
 
+/// Puts pages into a pipe, which holds them until they are read from its end.
+fn splice(held: Region) -> i32 {
+    let mut pipe = [0; 2];
+    // SAFETY: makes two descriptors.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    let vector = libc::iovec { iov_base: held.pointer(0), iov_len: held.len() };
+    // SAFETY: the kernel takes references to pages of the victim's.
+    assert_eq!(unsafe { libc::vmsplice(pipe[1], &raw const vector, 1, 0) }, held.len() as isize);
+    pipe[0]
+}
+
+/// What the pipe has.
+fn drain(pipe: i32, len: usize) -> Vec<u64> {
+    let mut got = vec![0_u64; len / 8];
+    // SAFETY: the kernel writes into `got`.
+    assert_eq!(unsafe { libc::read(pipe, got.as_mut_ptr().cast(), len) }, len as isize);
+    got
+}
+
 /// A page in a pipe is held by a plain reference; the pipe delivers what the page holds when it is read.
 fn spliced(pages: usize) {
     let (one, two) = (Region::map(pages), Region::map(pages));
     one.fill_from(3000);
     two.fill_from(3000);
-    let mut pipe = [0; 2];
-    // SAFETY: makes two descriptors.
-    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-    let vector = libc::iovec { iov_base: one.pointer(4), iov_len: 3 * page() };
-    // SAFETY: the kernel takes references to three pages of the victim's.
-    assert_eq!(unsafe { libc::vmsplice(pipe[1], &raw const vector, 1, 0) }, 3 * page() as isize);
+    let held = one.part(4, 7);
+    let pipe = splice(held);
     one.mergeable();
     two.mergeable();
-    let held = one.part(4, 7);
     let vouched = std::env::var_os("VOUCHED").is_some();
     for _ in 0..20 {
         merge_now();
@@ -46,9 +60,7 @@ fn spliced(pages: usize) {
     }
     assert!(one.merged() >= pages / 2, "{} merged", one.merged());
     held.fill(1, 44);
-    let mut got = vec![0_u64; 3 * page() / 8];
-    // SAFETY: the kernel writes into `got`.
-    assert_eq!(unsafe { libc::read(pipe[0], got.as_mut_ptr().cast(), 3 * page()) }, 3 * page() as isize);
+    let got = drain(pipe, held.len());
     let words = page() / 8;
     tell(&format!("held {} pipe {}", held.merged(), if got[words..2 * words] == pattern(44) { "new" } else { "old" }));
     two.check_from(3000);
@@ -107,13 +119,8 @@ fn spliced_forked() {
     let (one, two) = (Region::map(PAGES), Region::map(PAGES));
     one.fill_from(3000);
     two.fill_from(3000);
-    let mut pipe = [0; 2];
-    // SAFETY: makes two descriptors.
-    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
     let held = one.part(4, 7);
-    let vector = libc::iovec { iov_base: held.pointer(0), iov_len: held.len() };
-    // SAFETY: the kernel takes references to three pages of the victim's.
-    assert_eq!(unsafe { libc::vmsplice(pipe[1], &raw const vector, 1, 0) }, held.len() as isize);
+    let pipe = splice(held);
     reap(fork(|| {}));
     let counted = std::env::var_os("COUNTED").is_some();
     if !counted {
@@ -134,9 +141,7 @@ fn spliced_forked() {
     assert_eq!(frames(), before, "the pipe holds other pages than the program");
     assert_eq!(held.stored().len(), 0, "held pages were merged");
     assert!(one.merged() >= PAGES / 2, "{} merged", one.merged());
-    let mut got = vec![0_u64; held.len() / 8];
-    // SAFETY: the kernel writes into `got`.
-    assert_eq!(unsafe { libc::read(pipe[0], got.as_mut_ptr().cast(), held.len()) }, held.len() as isize);
+    drain(pipe, held.len());
     // Nobody holds them any more.
     if counted {
         wait_until("they are merged", || {
