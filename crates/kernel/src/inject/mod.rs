@@ -25,6 +25,8 @@
 //! * The injector is killed after it has asked a thread to stop and before it has read its registers, some 50 us: a call
 //!   that a stop breaks returns EINTR. It is killed later, and a signal comes before the thread is back: a call that the
 //!   handler would have ended is made again behind the handler.
+//! * A signal that comes in the moment in which the thread is on its way back, after the kernel has decided to make its
+//!   call again: a handler without SA_RESTART runs before the call, as it would after any other stop, and does not end it.
 //! * A signal that only the interrupted call keeps away (ppoll with a mask) is handled before that call instead of behind
 //!   it. If the injector is killed before the thread is back, the call may return EINTR for it.
 //! * A signal that the process ignores is not ignored while the thread that it is sent to is traced: another thread may
