@@ -243,8 +243,12 @@ extern "C" fn helper_main() {
     // socket held here would never be seen closed.
     // SAFETY: the helper's own table, not shared with anybody.
     unsafe { sys!(nr::CLOSE_RANGE, 0, u64::from(u32::MAX), 0) };
-    // SAFETY: leaves the program's session, so that its terminal's signals do not reach the helper.
-    unsafe { sys!(nr::SETSID) };
+    // Out of the program's process group, so that signals from its terminal do not reach the helper. But not out of its
+    // session: each session is scheduled as a group of its own (sched_autogroup_create_attach, kernel/sched/autogroup.c),
+    // and under a busy one Linux 6.18 lets the tasks of others wait for up to 16 s. The program's threads would wait for
+    // pages that such a helper has frozen. In their group its turn comes as often as theirs.
+    // SAFETY: concerns this process only.
+    unsafe { sys!(nr::SETPGID, 0, 0) };
     let Some(link) = adoption::be_adopted() else {
         SETUP.ready.store(2, SeqCst);
         sys::futex_wake(&SETUP.ready);
