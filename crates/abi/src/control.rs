@@ -204,6 +204,9 @@ pub mod plan_flags {
     pub const FORKED: u32 = 2;
     /// The helper may give itself real-time priority for the length of a batch.
     pub const RAISE: u32 = 4;
+    /// The broker has given the helper real-time priority for the whole plan, since it may not raise limits. After each
+    /// batch the helper sleeps for a moment, for those who have waited for it, and it gives the priority back at the end.
+    pub const RAISED: u32 = 8;
 }
 
 /// One order from the broker to the helper, all in one range of one layout.

@@ -188,6 +188,7 @@ fn execute(space: &mut Space) -> u32 {
     space.layout_epoch = order.layout_epoch.load(SeqCst);
     space.thread_epoch = order.thread_epoch.load(SeqCst);
     space.raise = flags & plan_flags::RAISE != 0;
+    space.raised = flags & plan_flags::RAISED != 0;
     let settings = Order {
         keep: Keep::from_bits(order.keep.load(SeqCst) as u8),
         range_start: order.range_start.load(SeqCst),
@@ -211,6 +212,7 @@ fn execute(space: &mut Space) -> u32 {
     };
     if !space.open_scratch() {
         (0..count).for_each(|index| report(index, Outcome::Budget));
+        space.plan_is_over();
         order.state.store(plan::DONE, SeqCst);
         return done;
     }
@@ -227,6 +229,7 @@ fn execute(space: &mut Space) -> u32 {
     crate::faults::plan(0);
     space.close_scratch();
     space.segments.close_views();
+    space.plan_is_over();
     order.state.store(plan::DONE, SeqCst);
     done
 }

@@ -110,6 +110,7 @@ pub(crate) fn introduce(connect: fn() -> Option<Link>) -> Option<(Space, Link)> 
         copies: places.copies,
         counts,
         raise: false,
+        raised: false,
         check_mode: 0,
         layout_epoch: 0,
         thread_epoch: 0,

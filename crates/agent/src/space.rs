@@ -58,6 +58,8 @@ pub(crate) struct Space {
     pub(crate) counts: Option<i32>,
     /// Run batches with real-time priority: whoever is preempted with pages in its hands makes others wait for long.
     pub(crate) raise: bool,
+    /// The helper has real-time priority for the whole plan.
+    pub(crate) raised: bool,
     /// /proc/PID/mem shows what its protection forbids to read: here, and so to whoever gives pages back.
     pub(crate) forced: bool,
 }
@@ -163,14 +165,28 @@ impl Space {
 
     /// Takes or gives back real-time priority, which the broker has permitted for this plan.
     fn prioritise(&self, on: bool) {
-        const SCHED_OTHER: u64 = 0;
-        const SCHED_FIFO: u64 = 1;
         if self.raise {
-            let (policy, priority) = if on { (SCHED_FIFO, 1_u32) } else { (SCHED_OTHER, 0) };
-            // SAFETY: the kernel reads a sched_param, which is one integer. It concerns this process only.
-            unsafe { sys!(nr::SCHED_SETSCHEDULER, 0, policy, (&raw const priority) as u64) };
+            let (policy, priority) = if on { (SCHED_FIFO, 1) } else { (SCHED_OTHER, 0) };
+            set_policy(policy, priority);
         }
     }
+
+    /// Gives back what the broker has given for the plan. It may be dead, and not do so itself.
+    pub(crate) fn plan_is_over(&mut self) {
+        if core::mem::take(&mut self.raised) {
+            // That children do not inherit it was the broker's wish, and is not to be taken back without privileges.
+            set_policy(SCHED_OTHER | SCHED_RESET_ON_FORK, 0);
+        }
+    }
+}
+
+const SCHED_OTHER: u64 = 0;
+const SCHED_FIFO: u64 = 1;
+const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
+
+fn set_policy(policy: u64, priority: u32) {
+    // SAFETY: the kernel reads a sched_param, which is one integer. It concerns this process only.
+    unsafe { sys!(nr::SCHED_SETSCHEDULER, 0, policy, (&raw const priority) as u64) };
 }
 
 const fn failure(error: i64) -> Failure {
@@ -185,6 +201,9 @@ const fn failure(error: i64) -> Failure {
 const fn bytes(pages: Pages) -> u64 {
     pages.count as u64 * PAGE
 }
+
+/// How long the helper sleeps between two batches while it has real-time priority all the time.
+const OTHERS_TURN_NS: u64 = 50_000;
 
 impl AddressSpace for Space {
     fn page_size(&self) -> u64 {
@@ -205,6 +224,9 @@ impl AddressSpace for Space {
         gate::open(self.control);
         // Whoever was made to wait goes on now, before the next batch.
         self.prioritise(false);
+        if self.raised {
+            sys::sleep_ns(OTHERS_TURN_NS);
+        }
     }
 
     fn settled(&mut self) -> Result<(), Unsettled> {

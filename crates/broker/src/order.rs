@@ -209,8 +209,8 @@ impl Queue {
         plan.check.store(mode(member, settings), SeqCst);
         let track = settings.stable.is_some();
         let raise = raise(member, settings);
-        let flags = [(track, plan_flags::TRACK), (owning, plan_flags::FORKED), (raise, plan_flags::RAISE)];
-        let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
+        let flags = [(track, plan_flags::TRACK), (owning, plan_flags::FORKED)];
+        let flags = flags.iter().filter(|(set, _)| *set).fold(raise, |flags, (_, flag)| flags | flag);
         plan.flags.store(flags, SeqCst);
         plan.layout_epoch.store(member.view.epoch.unwrap_or(0), SeqCst);
         plan.thread_epoch.store(threads, SeqCst);
@@ -378,15 +378,22 @@ fn follow_limits(member: &Member) {
 }
 
 /// Permits real-time priority for the length of a plan, under a limit that a hostile helper cannot lift. The helper takes
-/// it for each batch and gives it back, so that whoever waited for pages of it comes first.
-fn raise(member: &Member, settings: &Settings) -> bool {
-    // By its number, which may be somebody else's once it has ended.
-    if !settings.priority || member.helper_ended() {
-        return false;
-    }
+/// it for each batch and gives it back, so that whoever waited for pages of it comes first. To permit it needs
+/// CAP_SYS_RESOURCE; with CAP_SYS_NICE alone the helper is given it, which none of its children gets. Returns the plan's
+/// flags for it.
+fn raise(member: &Member, settings: &Settings) -> u32 {
     let exactly = |limit| Limit { soft: Some(limit), hard: Some(limit) };
-    set_limit(member.helper, Resource::RtTime, exactly(RT_LIMIT_US)).is_ok()
-        && set_limit(member.helper, Resource::RtPriority, exactly(1)).is_ok()
+    // By its number, which may be somebody else's once it has ended.
+    let may_be_limited = settings.priority
+        && !member.helper_ended()
+        && set_limit(member.helper, Resource::RtTime, exactly(RT_LIMIT_US)).is_ok();
+    if may_be_limited && set_limit(member.helper, Resource::RtPriority, exactly(1)).is_ok() {
+        plan_flags::RAISE
+    } else if may_be_limited && set_policy(member.helper, Policy::Fifo { priority: 1 }).is_ok() {
+        plan_flags::RAISED
+    } else {
+        0
+    }
 }
 
 fn lower(member: &Member) {

@@ -1,5 +1,10 @@
 //! V1, C4, D-7, D-8: what a program and its surroundings see of the helper.
 
+use std::time::{Duration, Instant};
+
+use kernel::Pid;
+use kernel::sched::{Policy, policy, set_policy};
+
 use crate::stand::Stand;
 use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, pid, reap, tell, wait_until};
 
@@ -9,6 +14,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("parent", parent),
     ("quiet_child", quiet_child),
     ("show_helper", show_helper),
+    ("writes_again", writes_again),
     ("synchronised_filter", synchronised_filter),
     ("execs_itself", execs_itself),
 ];
@@ -59,7 +65,7 @@ fn v1_the_program_is_alone() {
 fn credentials() {
     let (one, two) = merged_pair(PAGES, 50);
     let threads: Vec<_> =
-        (0..3).map(|_| std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(50)))).collect();
+        (0..3).map(|_| std::thread::spawn(|| std::thread::sleep(Duration::from_millis(50)))).collect();
     // SAFETY: gives up rights that this victim does not need.
     unsafe {
         assert_eq!(libc::setgid(65_534), 0);
@@ -121,6 +127,23 @@ fn d_7_a_parent_sees_one_child() {
     stand.assert_merged(PAGES as u64);
 }
 
+/// Much is merged over and over.
+fn writes_again() {
+    const MANY: usize = 2048;
+    let (one, two) = merged_pair(MANY, 50);
+    tell(&format!("shown {}", pid()));
+    let told = std::thread::spawn(crate::victim::hear);
+    while !told.is_finished() {
+        one.fill_from(50);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    told.join().unwrap();
+    tell("written");
+    crate::victim::hear();
+    one.check_from(50);
+    two.check_from(50);
+}
+
 fn show_helper() {
     let (one, two) = merged_pair(PAGES, 50);
     tell(&format!("shown {}", pid()));
@@ -167,6 +190,32 @@ fn d_8_the_helper_has_no_privileges() {
     running.say("go on");
     running.succeed();
     stand.assert_merged(PAGES as u64);
+}
+
+/// D-10: whoever holds pages is not preempted.
+///
+/// Seen to fail, as root without CAP_SYS_RESOURCE: the helper could not be permitted to take the priority.
+#[test]
+fn d_10_the_helper_has_priority_while_it_merges() {
+    let stand = Stand::watching();
+    let mut running = stand.start("writes_again");
+    running.expect("shown");
+    let helper = helper_of(running.pid());
+    if set_policy(Pid(0), Policy::Fifo { priority: 1 }).is_err() {
+        return println!("skipped: no right to real-time priority");
+    }
+    set_policy(Pid(0), Policy::Other).unwrap();
+    let its_policy = || policy(Pid(helper)).unwrap_or(Policy::Other);
+    let begun = Instant::now();
+    while its_policy() != (Policy::Fifo { priority: 1 }) {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it has none");
+    }
+    running.say("go on");
+    running.expect("written");
+    std::thread::sleep(Duration::from_secs(1));
+    wait_until("it has given it back", || its_policy() == Policy::Other);
+    running.say("go on");
+    running.succeed();
 }
 
 /// D-20: the end of the program wakes its helper, which has its memory and all that is mapped there until it has left.

@@ -2,7 +2,8 @@
 //!
 //! Two threads touch random pages of a range in which everything is equal to something. The writer writes what is there
 //! already: the page gets its own copy, stays equal, and is merged again. A wait is an access during which the thread
-//! slept, on a frozen page or for the lock of the address space. Beside it, the same threads under ksmd flat out.
+//! slept, on a frozen page or for the lock of the address space. How long it slept is told too: on a machine without a free
+//! CPU it then waits for one, as after every sleep. Beside it, the same threads under ksmd flat out.
 
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -56,16 +57,21 @@ impl StallCommand {
         drop(spinners);
         let (mut both, mut all) = (store.touched.reads.waits.clone(), ksmd.touched.writes.waits.clone());
         both.extend(&store.touched.writes.waits);
+        let mut asleep = store.touched.reads.asleep.clone();
+        asleep.extend(&store.touched.writes.asleep);
+        let asleep = Spread::of(asleep);
         all.extend(&ksmd.touched.writes.slow);
         let (ours, faults) = (Spread::of(both), Spread::of(all));
         eprintln!("                        {}", Spread::head());
         for (who, side) in [("store", &store), ("ksmd", &ksmd)] {
             for (what, access) in [("reader", &side.touched.reads), ("writer", &side.touched.writes)] {
                 eprintln!("{who:<5} {what} waits      {}", Spread::of(access.waits.clone()).row());
+                eprintln!("{who:<5} {what}   asleep   {}", Spread::of(access.asleep.clone()).row());
                 eprintln!("{who:<5} {what} slow       {}", Spread::of(access.slow.clone()).row());
             }
         }
         eprintln!("store: all waits        {}", ours.row());
+        eprintln!("store: asleep in them   {}", asleep.row());
         eprintln!("ksmd: write faults      {}", faults.row());
         eprintln!(
             "pages merged per second: store {:.0}, ksmd {:.0}; held back {:.3} s; refused {}",
@@ -81,6 +87,12 @@ impl StallCommand {
         let ours_us = ours.p999 as f64 / 1e3;
         let ratios = vec![
             Ratio::new((metric, "us", Better::Less), ours_us, ("the limit", limit), 1.0),
+            Ratio::new(
+                ("of that asleep, p99.9", "us", Better::Less),
+                asleep.p999 as f64 / 1e3,
+                ("the limit", limit),
+                if self.busy { 1.0 } else { 0.0 },
+            ),
             Ratio::new(
                 (metric, "us", Better::Less),
                 ours_us,
@@ -184,6 +196,7 @@ impl Side {
             json!({
                 "accesses": access.accesses,
                 "waits": Spread::of(access.waits.clone()),
+                "asleep": Spread::of(access.asleep.clone()),
                 "slow": Spread::of(access.slow.clone()),
                 "waits_ns": thin(&access.waits),
                 "slow_ns": thin(&access.slow),

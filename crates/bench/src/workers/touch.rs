@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use kernel::sched::{Whose, usage};
+use kernel::Pid;
+use kernel::sched::{Whose, thread_time, usage};
 use serde::{Deserialize, Serialize};
 
 use super::layout::Random;
@@ -22,6 +23,9 @@ pub struct Access {
     /// Nanoseconds of each slow access during which the thread slept: it waited for something, a frozen page or the
     /// lock of the address space. Ascending.
     pub waits: Vec<u64>,
+    /// Nanoseconds of each of these waits up to the moment in which the thread could go on: without the time for which it
+    /// then waited for a CPU, as it does after every sleep. Ascending.
+    pub asleep: Vec<u64>,
     /// Nanoseconds of each other slow access: faults, copies, and the CPU being taken away. Ascending.
     pub slow: Vec<u64>,
 }
@@ -62,6 +66,9 @@ pub(crate) fn touch(held: &Held, time: Duration, writes: u64) -> Touched {
 fn access(until: Instant, each_second: u64, mut once: impl FnMut()) -> Access {
     let mut access = Access::default();
     let mut switches = usage(Whose::Thread).voluntary_switches;
+    let this = Pid(rustix::thread::gettid().as_raw_nonzero().get());
+    let without_a_cpu = || thread_time(Pid::this(), this).map_or(Duration::ZERO, |time| time.waiting);
+    let mut queued = without_a_cpu();
     let start = Instant::now();
     let mut before = start;
     while before < until {
@@ -74,10 +81,15 @@ fn access(until: Instant, each_second: u64, mut once: impl FnMut()) -> Access {
             // Whoever waits gives the CPU up; who is only preempted does not do so himself.
             let now = usage(Whose::Thread).voluntary_switches;
             let kind = if now > switches { &mut access.waits } else { &mut access.slow };
-            switches = now;
+            let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            let queued_before = std::mem::replace(&mut queued, without_a_cpu());
             if kind.len() < KEPT {
-                kind.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+                kind.push(nanoseconds(took));
+                if now > switches {
+                    access.asleep.push(nanoseconds(took.saturating_sub(queued.saturating_sub(queued_before))));
+                }
             }
+            switches = now;
             before = Instant::now();
         }
         if each_second != u64::MAX && access.accesses.is_multiple_of(64) {
@@ -86,11 +98,13 @@ fn access(until: Instant, each_second: u64, mut once: impl FnMut()) -> Access {
             if due > now + Duration::from_micros(200) {
                 std::thread::sleep(due - now);
                 switches = usage(Whose::Thread).voluntary_switches;
+                queued = without_a_cpu();
             }
             before = Instant::now();
         }
     }
     access.waits.sort_unstable();
+    access.asleep.sort_unstable();
     access.slow.sort_unstable();
     access
 }
