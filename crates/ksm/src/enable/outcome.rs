@@ -37,7 +37,7 @@ impl Outcome {
         match refusal {
             Refusal::Gone | Refusal::Zombie => Self::Ended,
             // Caught, and not come to a stop before it was let go of.
-            Refusal::Traced { by } if *by == Pid::this() => Self::refused("busy", refusal),
+            Refusal::Traced { by } if *by == Pid::this() => Self::refused(BUSY, refusal),
             other => Self::refused(other.word(), other),
         }
     }
@@ -45,7 +45,7 @@ impl Outcome {
     /// True for what may be so only because an exec was under way: the injection looked at the old memory and met the new
     /// one, or the child of a vfork had not come to it; or because something was lacking here for a moment.
     pub(crate) fn may_pass(&self) -> bool {
-        const MAY: [&str; 6] = ["no_place_for_code", "other_interface", "vfork", "busy", LACKING, FAILED];
+        const MAY: [&str; 6] = ["no_place_for_code", "other_interface", "vfork", BUSY, LACKING, FAILED];
         matches!(self, Self::Refused { reason, .. } if MAY.contains(reason))
     }
 
@@ -61,6 +61,9 @@ impl Outcome {
         matches!(self, Self::Refused { reason: NOT_PERMITTED, .. })
     }
 }
+
+/// The reason of those that were at something else each time.
+pub(crate) const BUSY: &str = "busy";
 
 /// The reason of those with whom something went wrong that nobody foresaw.
 pub(crate) const FAILED: &str = "failed";

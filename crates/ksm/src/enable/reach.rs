@@ -10,7 +10,7 @@ use kernel::{Bytes, Errno, PageCount, Pid, ProcError, Range, Vma, error_chain, m
 
 use super::goal::Goal;
 use super::look::{Look, STEP};
-use super::outcome::{FAILED, LACKING, NOT_PERMITTED, Outcome, Processed};
+use super::outcome::{BUSY, FAILED, LACKING, NOT_PERMITTED, Outcome, Processed};
 use crate::proc_stat::ProcessId;
 use crate::room;
 
@@ -87,7 +87,16 @@ impl<'a> Reach<'a> {
     pub(crate) fn switch(&mut self, mut caught: Option<Caught>) -> Result<Switched, Outcome> {
         let switched = self.switch_held(caught.as_mut());
         self.let_go(caught);
-        switched
+        switched.map_err(|outcome| self.or_it_executes(outcome))
+    }
+
+    /// While a process executes another program its memory is nobody's for a moment: what was asked of it says, as that of
+    /// one that has ended, that it is not there (ESRCH).
+    fn or_it_executes(&self, outcome: Outcome) -> Outcome {
+        if outcome == Outcome::Ended && self.process.is_alive() && !Stat::has_ended(self.pid()) {
+            return Outcome::refused(BUSY, "it was executing a program each time that it was looked at");
+        }
+        outcome
     }
 
     /// Lets go of it, if it is held, and counts what it has noticed.
@@ -305,7 +314,7 @@ impl<'a> Reach<'a> {
         Processed {
             process: self.process,
             comm,
-            outcome,
+            outcome: self.or_it_executes(outcome),
             marks: look.map(|look| look.marks),
             ksm_stat: ksm_stat(self.pid()).ok(),
             without_a_mapping: without,
