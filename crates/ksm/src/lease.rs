@@ -250,6 +250,9 @@ fn judge(state: &mut State, current: &Values, repaired: &mut Repaired) {
     state.pending = Values::default();
 }
 
+/// What the kernel sets pages_to_scan to when the advisor leaves (set_advisor_defaults, mm/ksm.c).
+const PAGES_WITHOUT_ADVISOR: u64 = 100;
+
 fn advisor_touches_pages(state: &State, current: &Values) -> bool {
     current.get(Knob::AdvisorMode) == Some(AdvisorMode::ScanTime.into()) || state.pending.contains(Knob::AdvisorMode)
 }
@@ -300,6 +303,16 @@ fn bring_in_line(
         .collect();
     for &(knob, value) in &due {
         state.pending.set(knob, value);
+    }
+    // Somebody was killed after he had written the advisor's mode: pages_to_scan is as the kernel sets it then. Whoever is
+    // killed before that is mended leaves the same.
+    let pages_are_due = state.pending.contains(Knob::PagesToScan);
+    if pages_are_due
+        && current.get(Knob::PagesToScan) == Some(PAGES_WITHOUT_ADVISOR)
+        && let Some(mode) = current.get(Knob::AdvisorMode)
+        && !state.pending.contains(Knob::AdvisorMode)
+    {
+        state.pending.set(Knob::AdvisorMode, mode);
     }
     // Said before it is done, and said again after.
     locked.store(state)?;

@@ -45,6 +45,6 @@ fn a_long_run_of_equal_pages_has_few_mappings() {
     println!("{mappings} mappings, {summary:#}");
     let mappings: Vec<u64> = mappings.split(' ').map(|count| count.parse().unwrap()).collect();
     assert!(mappings.iter().all(|count| *count < 200), "{mappings:?} mappings, {summary:#}");
-    // Fifteen sixteenths at least.
-    assert!(summary["bytes_saved_peak"].as_u64().unwrap() > 60 << 20, "{summary:#}");
+    // All but the 16 MiB that it does not wait for, and the store's copies.
+    assert!(summary["bytes_saved_peak"].as_u64().unwrap() > 44 << 20, "{summary:#}");
 }
