@@ -147,6 +147,8 @@ fn is_needed() -> bool {
 /// wait for somebody who reads its event. One that waits already does so inside of the gate, which could not be closed.
 fn stays_alone(space: &mut Space) -> bool {
     const TRIES: u32 = 100;
+    // It may have been given priority for a plan of which the broker did not live to tell.
+    space.lower();
     let mut release = |_| {
         space.dismiss_forks();
         let released = gate::while_closed(space.control, |_| {
@@ -212,7 +214,9 @@ fn execute(space: &mut Space) -> u32 {
     };
     if !space.open_scratch() {
         (0..count).for_each(|index| report(index, Outcome::Budget));
-        space.plan_is_over();
+        if space.raised {
+            space.lower();
+        }
         order.state.store(plan::DONE, SeqCst);
         return done;
     }
@@ -229,7 +233,9 @@ fn execute(space: &mut Space) -> u32 {
     crate::faults::plan(0);
     space.close_scratch();
     space.segments.close_views();
-    space.plan_is_over();
+    if space.raised {
+        space.lower();
+    }
     order.state.store(plan::DONE, SeqCst);
     done
 }

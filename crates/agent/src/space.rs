@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use abi::control::{Control, check_mode, journal, stop};
+use abi::control::{Control, check_mode, journal, plan, plan_flags, stop};
 use abi::mark::{Keep, Mark};
 use abi::place::Place;
 use abi::uapi::{
@@ -171,12 +171,17 @@ impl Space {
         }
     }
 
-    /// Gives back what the broker has given for the plan. It may be dead, and not do so itself.
-    pub(crate) fn plan_is_over(&mut self) {
-        if core::mem::take(&mut self.raised) {
-            // That children do not inherit it was the broker's wish, and is not to be taken back without privileges.
-            set_policy(SCHED_OTHER | SCHED_RESET_ON_FORK, 0);
-        }
+    /// Gives back what the broker has given for a plan. It may be dead, and not do so itself.
+    pub(crate) fn lower(&mut self) {
+        self.raised = false;
+        // That children do not inherit it was the broker's wish, and is not to be taken back without privileges.
+        set_policy(SCHED_OTHER | SCHED_RESET_ON_FORK, 0);
+    }
+
+    /// True if the broker has given priority for a plan: this one, or the next, before which the program is answered.
+    fn is_raised(&self) -> bool {
+        let next = &self.control.plan;
+        self.raised || next.state.load(SeqCst) == plan::READY && next.flags.load(SeqCst) & plan_flags::RAISED != 0
     }
 }
 
@@ -224,7 +229,7 @@ impl AddressSpace for Space {
         gate::open(self.control);
         // Whoever was made to wait goes on now, before the next batch.
         self.prioritise(false);
-        if self.raised {
+        if self.is_raised() {
             sys::sleep_ns(OTHERS_TURN_NS);
         }
     }

@@ -247,8 +247,12 @@ extern "C" fn helper_main() {
     // session: each session is scheduled as a group of its own (sched_autogroup_create_attach, kernel/sched/autogroup.c),
     // and under a busy one Linux 6.18 lets the tasks of others wait for up to 16 s. The program's threads would wait for
     // pages that such a helper has frozen. In their group its turn comes as often as theirs.
+    // A security module may forbid it.
     // SAFETY: concerns this process only.
-    unsafe { sys!(nr::SETPGID, 0, 0) };
+    if unsafe { sys!(nr::SETPGID, 0, 0) } != 0 {
+        // SAFETY: as above.
+        unsafe { sys!(nr::SETSID) };
+    }
     let Some(link) = adoption::be_adopted() else {
         SETUP.ready.store(2, SeqCst);
         sys::futex_wake(&SETUP.ready);

@@ -40,6 +40,7 @@ pub(crate) mod nr {
     pub(crate) const FTRUNCATE: u64 = 77;
     pub(crate) const SETPGID: u64 = 109;
     pub(crate) const GETPPID: u64 = 110;
+    pub(crate) const SETSID: u64 = 112;
     pub(crate) const CAPSET: u64 = 126;
     pub(crate) const FSTATFS: u64 = 138;
     pub(crate) const SCHED_SETSCHEDULER: u64 = 144;

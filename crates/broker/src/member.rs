@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use abi::control::{self, Control, RANGES_MAX};
 use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
+use kernel::sched::{Resource, limit};
 use kernel::{
     Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome,
     Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
@@ -117,6 +118,8 @@ pub(crate) struct Member {
     /// Descriptors for the guardian.
     control_fd: OwnedFd,
     pub(crate) uid: u32,
+    /// Real-time priority that the program itself permits its processes.
+    pub(crate) rt_hard: Option<u64>,
     pub(crate) exact_check: bool,
     pub(crate) view: View,
     /// Number in the helper's table of each segment that it was given.
@@ -456,6 +459,7 @@ fn take_in(
         attendants: Some(attendants),
         control_fd,
         uid: peer.uid,
+        rt_hard: limit(peer.pid, Resource::RtPriority).map_or(Some(0), |limit| limit.hard),
         exact_check,
         view: View::default(),
         segments: HashMap::new(),

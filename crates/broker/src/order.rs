@@ -387,18 +387,24 @@ fn raise(member: &Member, settings: &Settings) -> u32 {
     let may_be_limited = settings.priority
         && !member.helper_ended()
         && set_limit(member.helper, Resource::RtTime, exactly(RT_LIMIT_US)).is_ok();
-    if may_be_limited && set_limit(member.helper, Resource::RtPriority, exactly(1)).is_ok() {
-        plan_flags::RAISE
-    } else if may_be_limited && set_policy(member.helper, Policy::Fifo { priority: 1 }).is_ok() {
-        plan_flags::RAISED
-    } else {
-        0
+    let permission = Limit { soft: Some(1), hard: member.rt_hard.map(|hard| hard.max(1)) };
+    if may_be_limited && set_limit(member.helper, Resource::RtPriority, permission).is_ok() {
+        return plan_flags::RAISE;
     }
+    if may_be_limited && set_policy(member.helper, Policy::Fifo { priority: 1 }).is_ok() {
+        if !member.helper_ended() {
+            return plan_flags::RAISED;
+        }
+        // Whoever has its number now was not meant.
+        let _ = set_policy(member.helper, Policy::Other);
+    }
+    0
 }
 
-fn lower(member: &Member) {
+/// Takes the priority away, and the permission with it: what the program itself was permitted stays.
+pub(crate) fn lower(member: &Member) {
     if !member.helper_ended() {
-        let none = Limit { soft: Some(0), hard: Some(0) };
+        let none = Limit { soft: Some(0), hard: member.rt_hard };
         let _ = set_limit(member.helper, Resource::RtPriority, none);
         let _ = set_policy(member.helper, Policy::Other);
     }

@@ -20,7 +20,7 @@ use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
 use crate::layout::Layout;
 use crate::member::Member;
-use crate::order::{Item, Queue};
+use crate::order::{Item, Queue, lower};
 use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
@@ -329,6 +329,8 @@ impl Broker {
         let _ = rustix::io::write(&*self.desk.over, &1_u64.to_ne_bytes());
         self.waiting.clear();
         for member in &self.members {
+            // It may have a plan, whose end nobody waits for, and stay.
+            lower(member);
             member.tell(if member.needs_helper_on() { Message::Stay } else { Message::Leave }, None);
         }
         let deadline = Instant::now() + Duration::from_secs(2);
