@@ -93,7 +93,10 @@ impl<'a> Reach<'a> {
     /// While a process executes another program its memory is nobody's for a moment: what was asked of it says, as that of
     /// one that has ended, that it is not there (ESRCH).
     fn or_it_executes(&self, outcome: Outcome) -> Outcome {
-        if outcome == Outcome::Ended && self.process.is_alive() && !Stat::has_ended(self.pid()) {
+        // Of include/linux/sched.h: it is about to end, and may have given its memory up.
+        const PF_EXITING: u64 = 4;
+        let lives = |stat: Stat| stat.is_alive() && stat.flags & PF_EXITING == 0;
+        if outcome == Outcome::Ended && self.process.is_alive() && Stat::read(self.pid()).is_ok_and(lives) {
             return Outcome::refused(BUSY, "it was executing a program each time that it was looked at");
         }
         outcome
@@ -314,7 +317,7 @@ impl<'a> Reach<'a> {
         Processed {
             process: self.process,
             comm,
-            outcome: self.or_it_executes(outcome),
+            outcome,
             marks: look.map(|look| look.marks),
             ksm_stat: ksm_stat(self.pid()).ok(),
             without_a_mapping: without,
