@@ -114,6 +114,9 @@ fn serve(space: &mut Space, link: &Link) {
                 Received::Message(Message::Track { start, end }, _) => track(space, start, end),
                 Received::Message(Message::Run, _) => {
                     let count = execute(space);
+                    if space.raised {
+                        space.lower();
+                    }
                     control.counters.helper_cpu_ns.store(sys::cpu_time(), SeqCst);
                     // If nobody is there any more the next look tells.
                     link.send(Message::Done { count }, None);
@@ -214,9 +217,6 @@ fn execute(space: &mut Space) -> u32 {
     };
     if !space.open_scratch() {
         (0..count).for_each(|index| report(index, Outcome::Budget));
-        if space.raised {
-            space.lower();
-        }
         order.state.store(plan::DONE, SeqCst);
         return done;
     }
@@ -233,9 +233,6 @@ fn execute(space: &mut Space) -> u32 {
     crate::faults::plan(0);
     space.close_scratch();
     space.segments.close_views();
-    if space.raised {
-        space.lower();
-    }
     order.state.store(plan::DONE, SeqCst);
     done
 }

@@ -245,7 +245,7 @@ extern "C" fn helper_main() {
     unsafe { sys!(nr::CLOSE_RANGE, 0, u64::from(u32::MAX), 0) };
     // Out of the program's process group, so that signals from its terminal do not reach the helper. But not out of its
     // session: each session is scheduled as a group of its own (sched_autogroup_create_attach, kernel/sched/autogroup.c),
-    // and under a busy one Linux 6.18 lets the tasks of others wait for up to 16 s. The program's threads would wait for
+    // and under a busy one Linux 6.18 lets the tasks of others wait for seconds. The program's threads would wait for
     // pages that such a helper has frozen. In their group its turn comes as often as theirs.
     // A security module may forbid it.
     // SAFETY: concerns this process only.

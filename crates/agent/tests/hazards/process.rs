@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use kernel::Pid;
 use kernel::sched::{Policy, policy, set_policy};
+use kernel::stat::Stat;
 
 use crate::stand::Stand;
 use crate::victim::{Region, Victim, errno, merge_now, merge_pair, merged_pair, pid, reap, tell, wait_until};
@@ -171,18 +172,13 @@ fn d_8_the_helper_has_no_privileges() {
     assert_eq!(status_of(&helper, "NoNewPrivs"), "1");
     assert_eq!(status_of(&helper, "Name"), "pagefold-helper");
     assert_eq!(status_of(&helper, "Tgid"), helper, "a process of its own");
-    // Process group and session.
-    let placed = |pid: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        let mut fields = stat.rsplit(") ").next().unwrap().split(' ').skip(2);
-        (fields.next().unwrap().to_owned(), fields.next().unwrap().to_owned())
-    };
-    let program = running.pid().to_string();
-    assert_eq!(placed(&helper).0, helper, "a process group of its own");
-    assert_eq!(placed(&helper).1, placed(&program).1, "the program's session");
+    let [ours, its] =
+        [helper.as_str(), &running.pid().to_string()].map(|pid| Stat::read(Pid(pid.parse().unwrap())).unwrap());
+    assert_eq!(ours.group.to_string(), helper, "a process group of its own");
+    assert_eq!(ours.session, its.session, "the program's session");
     // Kernels without such groups have no such file.
     let group = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok();
-    assert_eq!(group(&helper), group(&program), "scheduled with its program");
+    assert_eq!(group(&helper), group(&running.pid().to_string()), "scheduled with its program");
     for entry in std::fs::read_dir(format!("/proc/{helper}/fd")).unwrap().flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
         assert!(!target.to_string_lossy().starts_with("pipe:"), "it holds {}", target.display());
