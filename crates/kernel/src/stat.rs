@@ -17,7 +17,7 @@ pub struct Stat {
     /// Session; -1 for one that has just ended.
     pub session: i32,
     /// PF_... of include/linux/sched.h.
-    pub flags: u64,
+    flags: u64,
     /// Threads that the process has, of a thread too.
     pub threads: u64,
     /// Clock ticks after boot: with the number it names a process or thread for good.
@@ -42,6 +42,28 @@ impl Stat {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         !self.is_of_ended() || self.threads > 1
+    }
+
+    /// True for one that is about to end: it may have given its memory up already.
+    #[must_use]
+    pub fn is_exiting(&self) -> bool {
+        const PF_EXITING: u64 = 4;
+        self.flags & PF_EXITING != 0
+    }
+
+    /// True for a thread that runs nothing but the kernel, and has no memory of a program.
+    #[must_use]
+    pub fn is_kernel_thread(&self) -> bool {
+        const PF_KTHREAD: u64 = 0x0020_0000;
+        self.flags & PF_KTHREAD != 0
+    }
+
+    /// True for a thread that the kernel runs in a process (io_uring, vhost).
+    #[must_use]
+    pub fn is_worker(&self) -> bool {
+        const PF_IO_WORKER: u64 = 0x10;
+        const PF_USER_WORKER: u64 = 0x4000;
+        self.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0
     }
 
     /// True if there is no such thread any more, or only what is left of it.

@@ -82,7 +82,9 @@ pub struct Status {
 pub fn read(pid: Pid) -> Result<Status, ProcError> {
     let mut buffer = Vec::new();
     procfs::read_into(pid, "status", &mut buffer)?;
-    Ok(parse(&buffer))
+    let status = parse(&buffer);
+    // Its parent is just taking note of its end: the kernel shows what is left, and that it belongs to nothing.
+    if status.tgid == 0 { Err(ProcError::Gone { pid }) } else { Ok(status) }
 }
 
 /// [`Status::namespaces_below`] of a process.
@@ -315,6 +317,29 @@ mod tests {
         assert!(threads(Pid::this()).unwrap().contains(&Pid::this()));
         assert!(processes().unwrap().contains(&Pid::this()));
         assert!(read(Pid(i32::MAX)).unwrap_err().is_gone());
+    }
+
+    /// Seen to fail: of some processes that were ending it said that they were threads of process 0.
+    #[test]
+    fn who_is_being_buried_is_gone() {
+        use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+        let newest = AtomicI32::new(Pid::this().0);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    let mut child = std::process::Command::new("true").spawn().unwrap();
+                    newest.store(child.id().cast_signed(), SeqCst);
+                    child.wait().unwrap();
+                }
+                newest.store(0, SeqCst);
+            });
+            loop {
+                match newest.load(SeqCst) {
+                    0 => break,
+                    pid => assert!(!read(Pid(pid)).is_ok_and(|status| status.tgid == 0), "process {pid}"),
+                }
+            }
+        });
     }
 
     #[test]

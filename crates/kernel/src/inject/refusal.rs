@@ -195,9 +195,6 @@ impl InjectError {
     }
 }
 
-/// PF_KTHREAD (include/linux/sched.h), a flag in /proc/PID/stat.
-const KERNEL_THREAD: u64 = 0x0020_0000;
-
 /// Looks for what forbids injection, without touching the process.
 pub(super) fn look(pid: Pid) -> Result<Option<Refusal>, ProcError> {
     Ok(match examine(pid) {
@@ -211,7 +208,7 @@ fn examine(pid: Pid) -> Result<Option<Refusal>, ProcError> {
     if status.tgid != status.pid {
         return Ok(Some(Refusal::Thread { of: Pid(status.tgid) }));
     }
-    if Stat::read(pid)?.flags & KERNEL_THREAD != 0 {
+    if Stat::read(pid)?.is_kernel_thread() {
         return Ok(Some(Refusal::KernelThread));
     }
     if matches!(status.state, b'X' | b'x') {
@@ -281,7 +278,7 @@ mod tests {
     #[test]
     fn what_is_seen_beforehand() {
         assert_eq!(look(Pid(i32::MAX)).unwrap(), Some(Refusal::Gone));
-        assert!(Stat::read(Pid::this()).unwrap().flags & KERNEL_THREAD == 0);
+        assert!(!Stat::read(Pid::this()).unwrap().is_kernel_thread());
         if rustix::process::geteuid().is_root() {
             assert_eq!(look(Pid(2)).unwrap(), Some(Refusal::KernelThread));
         }

@@ -93,9 +93,7 @@ impl<'a> Reach<'a> {
     /// While a process executes another program its memory is nobody's for a moment: what was asked of it says, as that of
     /// one that has ended, that it is not there (ESRCH).
     fn or_it_executes(&self, outcome: Outcome) -> Outcome {
-        // Of include/linux/sched.h: it is about to end, and may have given its memory up.
-        const PF_EXITING: u64 = 4;
-        let lives = |stat: Stat| stat.is_alive() && stat.flags & PF_EXITING == 0;
+        let lives = |stat: Stat| stat.is_alive() && !stat.is_exiting();
         if outcome == Outcome::Ended && self.process.is_alive() && Stat::read(self.pid()).is_ok_and(lives) {
             return Outcome::refused(BUSY, "it was executing a program each time that it was looked at");
         }

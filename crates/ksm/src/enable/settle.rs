@@ -51,11 +51,9 @@ pub(crate) fn settle(pid: Pid, deadline: Instant, stop: &dyn Fn() -> bool) -> bo
     unreachable!("the loop has no end of its own")
 }
 
-/// Threads that the kernel runs in a process (io_uring, vhost) start nothing. PF_IO_WORKER and PF_USER_WORKER of
-/// include/linux/sched.h.
+/// Threads that the kernel runs in a process start nothing.
 fn is_worker(tid: Pid) -> bool {
-    const WORKER: u64 = 0x10 | 0x4000;
-    Stat::read(tid).is_ok_and(|stat| stat.flags & WORKER != 0)
+    Stat::read(tid).is_ok_and(|stat| stat.is_worker())
 }
 
 /// Has a thread that runs do a call that changes nothing. False if it did not come to it.
