@@ -27,6 +27,7 @@ use crate::calls::USER_END;
 use crate::gate;
 use crate::introduction::{SETUP, introduce};
 use crate::link::{self, Link, Received};
+use crate::priority::Priority;
 use crate::scope;
 use crate::space::Space;
 use crate::state::STATE;
@@ -114,9 +115,7 @@ fn serve(space: &mut Space, link: &Link) {
                 Received::Message(Message::Track { start, end }, _) => track(space, start, end),
                 Received::Message(Message::Run, _) => {
                     let count = execute(space);
-                    if space.raised {
-                        space.lower();
-                    }
+                    space.priority.end_plan();
                     control.counters.helper_cpu_ns.store(sys::cpu_time(), SeqCst);
                     // If nobody is there any more the next look tells.
                     link.send(Message::Done { count }, None);
@@ -151,7 +150,7 @@ fn is_needed() -> bool {
 fn stays_alone(space: &mut Space) -> bool {
     const TRIES: u32 = 100;
     // It may have been given priority for a plan of which the broker did not live to tell.
-    space.lower();
+    space.priority.lower();
     let mut release = |_| {
         space.dismiss_forks();
         let released = gate::while_closed(space.control, |_| {
@@ -192,8 +191,7 @@ fn execute(space: &mut Space) -> u32 {
     space.check_mode = order.check.load(SeqCst);
     space.layout_epoch = order.layout_epoch.load(SeqCst);
     space.thread_epoch = order.thread_epoch.load(SeqCst);
-    space.raise = flags & plan_flags::RAISE != 0;
-    space.raised = flags & plan_flags::RAISED != 0;
+    space.priority = Priority::of_plan(flags);
     let settings = Order {
         keep: Keep::from_bits(order.keep.load(SeqCst) as u8),
         range_start: order.range_start.load(SeqCst),

@@ -12,6 +12,7 @@ use abi::{BATCH_MAX, SCRATCH};
 
 use crate::filter;
 use crate::link::{self, Link, Received};
+use crate::priority::Priority;
 use crate::reserved::Places;
 use crate::segments::Segments;
 use crate::space::Space;
@@ -109,8 +110,7 @@ pub(crate) fn introduce(connect: fn() -> Option<Link>) -> Option<(Space, Link)> 
         segments: Segments::new(places.windows),
         copies: places.copies,
         counts,
-        raise: false,
-        raised: false,
+        priority: Priority::default(),
         check_mode: 0,
         layout_epoch: 0,
         thread_epoch: 0,

@@ -44,6 +44,7 @@ mod own;
 mod patch;
 mod place;
 mod plain;
+mod priority;
 mod program;
 mod references;
 mod reserved;

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use abi::control::{Control, check_mode, journal, plan, plan_flags, stop};
+use abi::control::{Control, check_mode, journal, stop};
 use abi::mark::{Keep, Mark};
 use abi::place::Place;
 use abi::uapi::{
@@ -19,6 +19,7 @@ use merge::{
 };
 
 use crate::calls::apply;
+use crate::priority::Priority;
 use crate::reserved::{self, Reserved};
 use crate::segments::Segments;
 use crate::state::STATE;
@@ -56,10 +57,7 @@ pub(crate) struct Space {
     pub(crate) barrier: bool,
     /// A program that counts the references to pages in the scratch areas.
     pub(crate) counts: Option<i32>,
-    /// Run batches with real-time priority: whoever is preempted with pages in its hands makes others wait for long.
-    pub(crate) raise: bool,
-    /// The helper has real-time priority for the whole plan.
-    pub(crate) raised: bool,
+    pub(crate) priority: Priority,
     /// /proc/PID/mem shows what its protection forbids to read: here, and so to whoever gives pages back.
     pub(crate) forced: bool,
 }
@@ -162,36 +160,6 @@ impl Space {
     fn query(&mut self, address: u64, query_flags: u64) -> Option<ProcmapQuery> {
         query(self.maps, address, query_flags)
     }
-
-    /// Takes or gives back real-time priority, which the broker has permitted for this plan.
-    fn prioritise(&self, on: bool) {
-        if self.raise {
-            let (policy, priority) = if on { (SCHED_FIFO, 1) } else { (SCHED_OTHER, 0) };
-            set_policy(policy, priority);
-        }
-    }
-
-    /// Gives back what the broker has given for a plan. It may be dead, and not do so itself.
-    pub(crate) fn lower(&mut self) {
-        self.raised = false;
-        // That children do not inherit it was the broker's wish, and is not to be taken back without privileges.
-        set_policy(SCHED_OTHER | SCHED_RESET_ON_FORK, 0);
-    }
-
-    /// True if the broker has given priority for a plan: this one, or the next, before which the program is answered.
-    fn is_raised(&self) -> bool {
-        let next = &self.control.plan;
-        self.raised || next.state.load(SeqCst) == plan::READY && next.flags.load(SeqCst) & plan_flags::RAISED != 0
-    }
-}
-
-const SCHED_OTHER: u64 = 0;
-const SCHED_FIFO: u64 = 1;
-const SCHED_RESET_ON_FORK: u64 = 0x4000_0000;
-
-fn set_policy(policy: u64, priority: u32) {
-    // SAFETY: the kernel reads a sched_param, which is one integer. It concerns this process only.
-    unsafe { sys!(nr::SCHED_SETSCHEDULER, 0, policy, (&raw const priority) as u64) };
 }
 
 const fn failure(error: i64) -> Failure {
@@ -207,9 +175,6 @@ const fn bytes(pages: Pages) -> u64 {
     pages.count as u64 * PAGE
 }
 
-/// How long the helper sleeps between two batches while it has real-time priority all the time.
-const OTHERS_TURN_NS: u64 = 50_000;
-
 impl AddressSpace for Space {
     fn page_size(&self) -> u64 {
         PAGE
@@ -218,7 +183,7 @@ impl AddressSpace for Space {
     fn close_gate(&mut self) -> bool {
         let closed = gate::close(self.control);
         if closed {
-            self.prioritise(true);
+            self.priority.begin_batch();
         }
         closed
     }
@@ -227,11 +192,7 @@ impl AddressSpace for Space {
         #[cfg(feature = "faults")]
         crate::faults::step();
         gate::open(self.control);
-        // Whoever was made to wait goes on now, before the next batch.
-        self.prioritise(false);
-        if self.is_raised() {
-            sys::sleep_ns(OTHERS_TURN_NS);
-        }
+        self.priority.end_batch(&self.control.plan);
     }
 
     fn settled(&mut self) -> Result<(), Unsettled> {
