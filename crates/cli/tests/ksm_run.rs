@@ -46,9 +46,13 @@ fn settings() -> Vec<(Knob, String)> {
     Knob::ALL.into_iter().filter_map(|knob| Some((knob, sysfs.knob(knob.file_name()).unwrap()?))).collect()
 }
 
+/// Tests that were started in the background, or under nohup, ignore signals, and shells let nobody trap such ones.
 fn pagefold(options: &[&str], command: &[&str]) -> Command {
-    let mut run = Command::new(env!("CARGO_BIN_EXE_pagefold"));
-    run.args(["run", "--backend", "ksm"]).args(options).arg("--").args(command);
+    let mut run = Command::new("env");
+    run.args(["--default-signal", env!("CARGO_BIN_EXE_pagefold"), "run", "--backend", "ksm"])
+        .args(options)
+        .arg("--")
+        .args(command);
     run
 }
 

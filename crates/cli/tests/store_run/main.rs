@@ -112,9 +112,10 @@ impl Drop for Temp {
     }
 }
 
+/// Tests that were started in the background, or under nohup, ignore signals, and shells let nobody trap such ones.
 fn run_with(options: &[&str], command: &[&str]) -> Command {
-    let mut run = Command::new(PAGEFOLD);
-    run.arg("run").args(options).arg("--").args(command).env_remove("PAGEFOLD_AGENT");
+    let mut run = Command::new("env");
+    run.args(["--default-signal", PAGEFOLD, "run"]).args(options).arg("--").args(command).env_remove("PAGEFOLD_AGENT");
     run
 }
 

@@ -103,8 +103,11 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     // In the run's process group and in one of its own.
     for command in ["trap 'exit 6' HUP; echo here; while :; do sleep 0.02; done", "echo here; exec sleep 20"] {
         for prefix in [&[][..], &["setsid", "-w"]] {
-            let mut python = Command::new(PYTHON);
-            python.args(["-c", script, PAGEFOLD, "run", "--quiet", "--"]).args(prefix).args(["sh", "-c", command]);
+            let mut python = Command::new("env");
+            python
+                .args(["--default-signal", PYTHON, "-c", script, PAGEFOLD, "run", "--quiet", "--"])
+                .args(prefix)
+                .args(["sh", "-c", command]);
             let ended = text(&python.output().unwrap().stdout);
             let expected = if command.starts_with("trap") { "6\n" } else { "-1\n" };
             assert_eq!(ended, expected, "{prefix:?} {command}");
