@@ -18,6 +18,7 @@ mod attendant;
 mod broker;
 mod children;
 mod client;
+mod crowd;
 mod cycle;
 mod error;
 mod fitness;

@@ -47,7 +47,7 @@ pub struct Settings {
     pub store_limit: Option<u64>,
     /// Most mappings that merging may add to one process; the kernel's limit less a reserve where that is lower.
     pub vmas: u64,
-    /// Merging rests while more threads than this are runnable for each CPU, of the whole machine.
+    /// Nothing new is merged while more threads than this want each CPU of the whole machine, but on request.
     pub runnable_per_cpu: u64,
     /// The user whose processes may be members.
     pub uid: u32,

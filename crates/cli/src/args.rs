@@ -292,6 +292,9 @@ pub(crate) struct RunArgs {
     /// Most MiB that the page store may take.
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(..=u64::MAX >> 20))]
     pub(crate) store_limit: Option<u64>,
+    /// Merge nothing new while more threads than this want each CPU of the machine, on the average.
+    #[arg(long, value_name = "THREADS", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_runnable: u64,
     /// Rewrite a JSON summary here every 10 seconds and at the end.
     #[arg(long, value_name = "FILE")]
     pub(crate) summary: Option<PathBuf>,

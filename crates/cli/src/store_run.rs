@@ -273,6 +273,7 @@ fn manage(args: &RunArgs, outer: Option<&OuterRun>) -> anyhow::Result<Managed> {
         },
         stable: Some(Duration::from_secs_f64(args.stable)),
         store_limit: args.store_limit.map(|mib| mib << 20),
+        runnable_per_cpu: args.max_runnable,
         ..Settings::default()
     })
 }

@@ -26,11 +26,24 @@ impl Store {
     /// # Errors
     /// When this machine cannot merge live; the message names what is missing.
     pub fn open() -> Result<Self> {
+        Self::open_with(Settings::default())
+    }
+
+    /// Opens a partition that merges by itself what has stayed unwritten for `stable`, and rests while more than
+    /// `max_runnable` threads want each CPU.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_scanning(stable: Duration, max_runnable: u64) -> Result<Self> {
+        Self::open_with(Settings { stable: Some(stable), runnable_per_cpu: max_runnable, ..Settings::default() })
+    }
+
+    fn open_with(settings: Settings) -> Result<Self> {
         kernel::probe::Features::probe().live_merge().map_err(anyhow::Error::new)?;
         // Helpers are adopted by this process, so that their CPU time can be found.
         kernel::task::set_child_subreaper(true).context("cannot become a child subreaper")?;
         let program = std::env::current_exe().context("cannot find this program for the guardian")?;
-        let settings = Settings { guardian: Some((program, vec!["guardian".to_owned()])), ..Settings::default() };
+        let settings = Settings { guardian: Some((program, vec!["guardian".to_owned()])), ..settings };
         Ok(Self { broker: Broker::start(settings)?, files: AgentFiles::write()? })
     }
 

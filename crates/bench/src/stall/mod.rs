@@ -4,6 +4,9 @@
 //! already: the page gets its own copy, stays equal, and is merged again. A wait is an access during which the thread
 //! slept, on a frozen page or for the lock of the address space. How long it slept is told too: on a machine without a free
 //! CPU it then waits for one, as after every sleep. Beside it, the same threads under ksmd flat out.
+//!
+//! With `--max-runnable` also what holding back does for them: the broker at its own pace, without and with that limit, and
+//! the memory that was saved in the meantime.
 
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -40,6 +43,22 @@ pub struct StallCommand {
     /// Writes in a second.
     #[arg(long, default_value_t = 40_000)]
     pub writes: u64,
+    /// Also measure the broker at its own pace, as `pagefold run --stable 0.1` merges, without a limit and with this one
+    /// for the threads that want each CPU.
+    #[arg(long, value_name = "THREADS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_runnable: Option<u64>,
+}
+
+/// For how long a page stays unwritten until the broker merges it by itself.
+const STABLE: Duration = Duration::from_millis(100);
+
+/// When our side merges.
+#[derive(Clone, Copy, Debug)]
+enum Pace {
+    /// All the time, on request.
+    Asked,
+    /// By itself, unless so many threads want each CPU.
+    Own { max_runnable: u64 },
 }
 
 impl StallCommand {
@@ -52,8 +71,13 @@ impl StallCommand {
         let (size, seconds) = if self.quick { (8, 1) } else { (self.size, self.seconds) };
         let layout = Layout::new((size << 20) / kernel::page_size(), 16, 2, 1);
         let spinners = if self.busy { Spinners::start()? } else { Spinners::default() };
-        let store = self.store(layout, seconds).context("our side")?;
+        let store = self.store(layout, seconds, Pace::Asked).context("our side")?;
         let ksmd = self.ksmd(layout, seconds).context("ksmd's side")?;
+        let paced = |max_runnable| self.store(layout, seconds, Pace::Own { max_runnable }).context("at its own pace");
+        let own_pace = match self.max_runnable {
+            Some(limit) => Some([paced(u64::MAX)?, paced(limit)?]),
+            None => None,
+        };
         drop(spinners);
         let (mut both, mut all) = (store.touched.reads.waits.clone(), ksmd.touched.writes.waits.clone());
         both.extend(&store.touched.writes.waits);
@@ -63,7 +87,11 @@ impl StallCommand {
         all.extend(&ksmd.touched.writes.slow);
         let (ours, faults) = (Spread::of(both), Spread::of(all));
         eprintln!("                        {}", Spread::head());
-        for (who, side) in [("store", &store), ("ksmd", &ksmd)] {
+        let mut sides = vec![("store", &store), ("ksmd", &ksmd)];
+        if let Some([free, held]) = &own_pace {
+            sides.extend([("paced", free), ("held", held)]);
+        }
+        for &(who, side) in &sides {
             for (what, access) in [("reader", &side.touched.reads), ("writer", &side.touched.writes)] {
                 eprintln!("{who:<5} {what} waits      {}", Spread::of(access.waits.clone()).row());
                 eprintln!("{who:<5} {what}   asleep   {}", Spread::of(access.asleep.clone()).row());
@@ -77,6 +105,17 @@ impl StallCommand {
             "pages merged per second: store {:.0}, ksmd {:.0}; held back {:.3} s; refused {}",
             store.rate, ksmd.rate, store.held_back_seconds, store.refused
         );
+        if let Some([free, held]) = &own_pace {
+            for (who, side) in [("never at rest", free), ("held back", held)] {
+                eprintln!(
+                    "at its own pace, {who}: {:.0} pages merged per second, {:.1} MiB saved on the average, at rest for {:.1} of {:.1} s",
+                    side.rate,
+                    side.saved_mib.unwrap_or_default(),
+                    side.held_back_seconds,
+                    side.touched.seconds
+                );
+            }
+        }
         if ours.count < 10_000 {
             eprintln!("bench: only {} waits: p99.9 says little", ours.count);
         }
@@ -113,30 +152,37 @@ impl StallCommand {
                 ratio.metric, ratio.ours, ratio.theirs, ratio.unit, ratio.against, ratio.ratio
             );
         }
-        let right = store.wrong_words == 0 && ksmd.wrong_words == 0;
-        if !right {
-            eprintln!("bench: {} and {} words were wrong afterwards", store.wrong_words, ksmd.wrong_words);
+        let wrong: u64 = sides.iter().map(|(_, side)| side.wrong_words).sum();
+        if wrong > 0 {
+            eprintln!("bench: {wrong} words were wrong afterwards");
         }
         if self.json {
-            let samples = vec![store.sample("store", self.busy), ksmd.sample("ksmd", self.busy)];
+            let samples = sides.iter().map(|(who, side)| side.sample(who, self.busy)).collect();
             let report = Report { scenario: "stall", machine, samples, ratios };
             println!("{}", serde_json::to_string(&report)?);
         }
-        Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
-    fn store(&self, layout: Layout, seconds: u64) -> Result<Side> {
-        let store = Store::open()?;
+    fn store(&self, layout: Layout, seconds: u64, pace: Pace) -> Result<Side> {
+        let store = match pace {
+            Pace::Asked => Store::open()?,
+            Pace::Own { max_runnable } => Store::open_scanning(STABLE, max_runnable)?,
+        };
         let mut fleet = Fleet::start(layout, |command| store.lead_in(command))?;
         fleet.hand_over()?;
         store.wait_for_members(layout.workers)?;
         let pids: Vec<_> = fleet.pids().collect();
         store.merge(pids.iter().copied())?;
-        let (mut merged, mut refused) = (0, 0);
+        let (mut refused, mut saved) = (0, Vec::new());
         let before = store.summary()?;
         let touched = fleet.touch(seconds * 1000, self.writes, || {
+            if matches!(pace, Pace::Own { .. }) {
+                std::thread::sleep(Duration::from_millis(250));
+                saved.push(store.summary()?.bytes_saved as f64 / f64::from(1 << 20));
+                return Ok(());
+            }
             let report = store.merge(pids.iter().copied())?;
-            merged += report.pages_merged;
             refused += report.pages_refused();
             if report.pages_merged < 64 {
                 std::thread::sleep(Duration::from_millis(1));
@@ -145,7 +191,8 @@ impl StallCommand {
         })?;
         let after = store.summary()?;
         Ok(Side {
-            rate: merged as f64 / touched.seconds,
+            rate: (after.merges + after.retaken - before.merges - before.retaken) as f64 / touched.seconds,
+            saved_mib: (!saved.is_empty()).then(|| saved.iter().sum::<f64>() / saved.len() as f64),
             held_back_seconds: after.held_back_seconds - before.held_back_seconds,
             frozen: Some(serde_json::to_value(after.frozen_seconds)?),
             refused,
@@ -175,7 +222,7 @@ impl StallCommand {
         let wrong_words = fleet.wrong_words()?;
         drop(fleet);
         scanner.release()?;
-        Ok(Side { rate, held_back_seconds: 0.0, frozen: None, refused: 0, wrong_words, touched })
+        Ok(Side { rate, saved_mib: None, held_back_seconds: 0.0, frozen: None, refused: 0, wrong_words, touched })
     }
 }
 
@@ -183,6 +230,8 @@ impl StallCommand {
 struct Side {
     /// Pages merged in a second.
     rate: f64,
+    /// Saved on the average, where that was looked at.
+    saved_mib: Option<f64>,
     held_back_seconds: f64,
     frozen: Option<Value>,
     refused: u64,
@@ -207,6 +256,7 @@ impl Side {
             "busy": busy,
             "seconds": self.touched.seconds,
             "pages_merged_per_second": self.rate,
+            "saved_mib": self.saved_mib,
             "held_back_seconds": self.held_back_seconds,
             "frozen_seconds": self.frozen,
             "refused": self.refused,

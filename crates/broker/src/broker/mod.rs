@@ -15,6 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use store::{FillBuffer, Options, Partition};
 
 use crate::account::{Sample, SegmentFile, Totals};
+use crate::crowd::Crowd;
 use crate::cycle::Eyes;
 use crate::error::BrokerError;
 use crate::guardian::GuardianLink;
@@ -84,7 +85,7 @@ pub struct Broker {
     interval: Option<Duration>,
     /// Members that keep their ranges merged where the settings do not say so for all: how many of their trackers live.
     trackers: HashMap<Pid, u32>,
-    cpus: u64,
+    crowd: Crowd,
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
     /// What a member's budget of mappings did not allow, until they are counted again.
@@ -182,7 +183,7 @@ impl Broker {
             policy,
             trackers: HashMap::new(),
             interval,
-            cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
+            crowd: Crowd::of_more_than(settings.runnable_per_cpu),
             max_map_count: kernel::maps::max_map_count(),
             waiting: Vec::new(),
             postponed: HashMap::new(),

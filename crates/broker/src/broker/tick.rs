@@ -31,11 +31,8 @@ impl Broker {
     pub(super) fn tick(&mut self) {
         let mut findings = Findings::of_settled();
         let mut regions = Regions::new();
-        let rest =
-            runnable().is_some_and(|runnable| runnable > self.cpus.saturating_mul(self.settings.runnable_per_cpu));
-        if rest {
-            self.totals.held_back += self.interval.unwrap_or_default();
-        } else {
+        let mut rest = self.is_crowded();
+        if !rest {
             self.drain_batches();
         }
         self.note_stopped();
@@ -71,7 +68,11 @@ impl Broker {
                 continue;
             }
             for pages in due.into_iter().flat_map(pieces) {
-                if !self.look_at(owner, pages, &pagemap, ZERO_PATIENCE * self.policy.settle, true, &mut findings) {
+                // What is not looked at stays due.
+                rest = rest || self.is_crowded();
+                if rest
+                    || !self.look_at(owner, pages, &pagemap, ZERO_PATIENCE * self.policy.settle, true, &mut findings)
+                {
                     break;
                 }
                 self.act_early(&mut findings, &mut |_, _| {});
@@ -81,6 +82,15 @@ impl Broker {
         self.totals.refused.add("huge_page", findings.spared);
         self.drive(&mut |_, _| {});
         self.eyes.index.grow_older();
+        if rest {
+            self.totals.held_back += self.interval.unwrap_or_default();
+        }
+    }
+
+    /// True while so many others want the machine's CPUs that nothing new is begun.
+    fn is_crowded(&self) -> bool {
+        let helpers = self.members.iter().filter(|member| member.busy_since.is_some()).count();
+        self.crowd.is_there(1 + helpers as u64)
     }
 
     pub(super) fn look_at(
@@ -301,10 +311,4 @@ pub(super) fn pieces(pages: PageRange) -> impl Iterator<Item = PageRange> {
         let end = (start + LOOK_AT_ONCE).min(pages.end.0);
         PageRange::new(PageNumber(start.max(pages.start.0)), PageNumber(end))
     })
-}
-
-/// Threads that want a CPU, of the whole machine.
-fn runnable() -> Option<u64> {
-    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
-    load.split(' ').nth(3)?.split('/').next()?.parse().ok()
 }

@@ -18,6 +18,47 @@ fn a_short_run_merges_and_says_what_it_saved() {
     assert!(!said.contains(" 0 pages merged") && !said.contains(" 0.0 MiB saved"), "{said}");
 }
 
+/// Processes that want a CPU all the time, but for what others leave of it. They end with it.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn of(each_cpu: usize) -> Self {
+        let online = std::thread::available_parallelism().unwrap().get();
+        let spin = || Command::new("nice").args(["-n19", "sh", "-c", "while :; do :; done"]).spawn().unwrap();
+        Self((0..online * each_cpu).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for spinner in &mut self.0 {
+            let _ = spinner.kill();
+            let _ = spinner.wait();
+        }
+    }
+}
+
+/// Seen to fail with the default of `--max-runnable`.
+#[test]
+fn nothing_new_is_merged_while_many_want_a_cpu() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("crowd");
+    let file = temp.join("summary");
+    let crowd = Crowd::of(5);
+    let mut talk = Talk::member(&["--max-runnable", "4", "--summary", &file]);
+    talk.ask("time.sleep(2)");
+    talk.ask("'/memfd:pagefold ' in open('/proc/self/maps').read() and sys.exit('merged all the same')");
+    drop(crowd);
+    talk.ask("merged()");
+    talk.ask("right()");
+    let (status, _, said) = talk.end();
+    assert!(status.success(), "{said}");
+    let summary: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert!(summary["held_back_seconds"].as_f64().unwrap() > 1.0, "{summary:#}");
+}
+
 #[test]
 fn the_state_is_told_on_demand_and_quiet_is_quiet() {
     if !can_merge() {
