@@ -15,6 +15,7 @@ use store::Partition;
 use crate::left_alone::ByReason;
 use crate::member::Member;
 use crate::quiet::Quiet;
+use crate::roll::Managed;
 use crate::view::Bits;
 
 /// Pages left as they were, by reason.
@@ -70,6 +71,8 @@ pub struct Summary {
     pub processes: u64,
     /// Members ever.
     pub processes_ever: u64,
+    /// Who they were, by program, those with the most merged pages first.
+    pub managed: Vec<Managed>,
     /// Pages under management.
     pub pages_managed: u64,
     /// Pages of ranges that were handed over and cannot be managed.
@@ -323,6 +326,7 @@ impl Books<'_> {
             check: self.check,
             processes: sample.processes,
             processes_ever: self.members_ever,
+            managed: Vec::new(),
             pages_managed: sample.managed,
             pages_unfit: sample.unfit,
             left_alone: sample.left_alone.clone(),

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Instant;
 
-use broker::{BrokerHandle, Summary};
+use broker::{BrokerHandle, Managed, Summary};
 use serde::Serialize;
 
 use crate::args::RunArgs;
@@ -13,6 +13,8 @@ use crate::summary_file::SummaryFile;
 
 /// Different reasons that the end of a run tells; the summary has more.
 const REASONS: usize = 3;
+/// Different programs that it names.
+const NAMES: usize = 3;
 
 /// What is said where no helper has come, and nothing was heard of any that could not.
 const NOBODY_MARKED: &str = "nothing was merged: no process marked memory mergeable (madvise MADV_MERGEABLE), or none that \
@@ -105,9 +107,10 @@ impl Reporter<'_> {
         }
         if summary.processes_ever > 0 {
             self.say(&format!(
-                "{} pages merged in {} processes, {} saved at most, {} refused, longest wait {:.1} ms, CPU {:.2} s",
+                "{} pages merged in {} processes{}, {} saved at most, {} refused, longest wait {:.1} ms, CPU {:.2} s",
                 summary.merges + summary.retaken,
                 summary.processes_ever,
+                names(&summary.managed),
                 mib(summary.bytes_saved_peak),
                 summary.refused.total(),
                 summary.frozen_seconds.max * 1e3,
@@ -117,6 +120,18 @@ impl Reporter<'_> {
             self.say(if self.outsiders.is_some() { NOBODY_OF_ALL } else { NOBODY_MARKED });
         }
     }
+}
+
+/// The programs that were managed: ` (7 python3.11, 1 redis-server, 2 others)`.
+fn names(managed: &[Managed]) -> String {
+    let name = |program: &str| program.rsplit('/').next().unwrap_or(program).to_owned();
+    let mut names: Vec<String> =
+        managed.iter().take(NAMES).map(|one| format!("{} {}", one.processes, name(&one.program))).collect();
+    let more: u64 = managed.iter().skip(NAMES).map(|one| one.processes).sum();
+    if more > 0 {
+        names.push(format!("{more} others"));
+    }
+    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
 /// A few lines, whatever the number of processes and reasons.

@@ -83,6 +83,7 @@ impl Broker {
         self.refused.remove(&member.pid);
         self.left.remove(&member.pid);
         self.members_ever += 1;
+        self.roll.take_in(member.index, member.pid);
         if let Some(guardian) = &mut self.guardian {
             guardian.add(&member);
         }

@@ -61,6 +61,7 @@ impl Broker {
         let mut summary = self.summary(&self.last_sample);
         self.note_stopped();
         summary.stopped = self.stopped.texts();
+        summary.managed = self.roll.list();
         for (reason, times) in &self.reasons {
             *summary.refused.0.entry("helper_refused").or_default() += times;
             let often = if *times > 1 { format!(", {times} times") } else { String::new() };

@@ -25,6 +25,7 @@ use crate::order::{Item, Queue, lower};
 use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
+use crate::roll::Roll;
 use crate::settings::{CheckChoice, Settings};
 use crate::wishes::{Asked, RefusedKind};
 
@@ -86,6 +87,7 @@ pub struct Broker {
     /// Members that keep their ranges merged where the settings do not say so for all: how many of their trackers live.
     trackers: HashMap<Pid, u32>,
     crowd: Crowd,
+    roll: Roll,
     max_map_count: u64,
     waiting: Vec<(Instant, Asked)>,
     /// What a member's budget of mappings did not allow, until they are counted again.
@@ -184,6 +186,7 @@ impl Broker {
             trackers: HashMap::new(),
             interval,
             crowd: Crowd::of_more_than(settings.runnable_per_cpu),
+            roll: Roll::default(),
             max_map_count: kernel::maps::max_map_count(),
             waiting: Vec::new(),
             postponed: HashMap::new(),
@@ -297,6 +300,7 @@ impl Broker {
         self.note_last(&mut member);
         self.forget_trackers(member.pid);
         self.totals.keep(member.control());
+        self.roll.let_go(member.index);
         self.postponed.remove(&member.index);
         if let Some(mut queue) = self.queues.remove(&member.index) {
             self.totals.busy += queue.busy;

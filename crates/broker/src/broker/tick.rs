@@ -262,7 +262,7 @@ impl Broker {
         let Some(position) = self.members.iter().position(|member| member.index == owner) else { return };
         let member = &mut self.members[position];
         let size = page_size();
-        let mut stale = false;
+        let (mut stale, mut merged) = (false, 0);
         for (item, outcome) in results {
             let number = PageNumber(item.address / size);
             let Some(area) = member.view.area_of(number) else { continue };
@@ -270,6 +270,7 @@ impl Broker {
             match outcome {
                 Outcome::Merged | Outcome::Retaken => {
                     area.ages.merged(number);
+                    merged += 1;
                     if *outcome == Outcome::Merged {
                         self.totals.merges += 1;
                     } else {
@@ -301,6 +302,7 @@ impl Broker {
         if stale {
             member.view.epoch = None;
         }
+        self.roll.merged(owner, merged);
     }
 }
 
