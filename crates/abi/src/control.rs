@@ -13,7 +13,7 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 9;
+pub const VERSION: u32 = 10;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
@@ -39,6 +39,8 @@ pub mod stop {
     pub const LEAVING: u32 = 32;
     /// An un-merge inside the gate failed, so the marks may be wrong: nothing new is merged.
     pub const BROKEN: u32 = 64;
+    /// The program filters its own system calls, and forbids some that the gate makes.
+    pub const FILTERED: u32 = 128;
 }
 
 /// Values of [`Control::policies`]: whether memory of the program may have a NUMA policy of its own (mbind).

@@ -35,6 +35,7 @@ use abi::wire::{Message, Token};
 use crate::calls::Registers;
 use crate::introduction::SETUP;
 use crate::link::{self, Link};
+use crate::restrict::restrict;
 use crate::state::STATE;
 use crate::sys::{self, MAP_SHARED, PAGE, PROT_NONE, advice, failed, nr, sys};
 
@@ -130,7 +131,11 @@ pub(crate) fn forget() {
 /// The gated call.
 pub(crate) fn prctl(call: &Registers) -> i64 {
     if call.rdi & 0xffff_ffff == PR_SET_SECCOMP {
-        return STATE.restricts(call.raw());
+        return match call.rsi {
+            // Strict mode and filters, which seccomp numbers from 0 on.
+            mode @ (1 | 2) => restrict(call, mode - 1, call.rdx),
+            _ => call.raw(),
+        };
     }
     if call.rdi & 0xffff_ffff != PR_SET_CHILD_SUBREAPER || STATE.active.load(SeqCst) == 0 {
         return call.raw();

@@ -18,6 +18,8 @@ use crate::ask::{is_served, unmerge};
 use crate::elf::for_each_mapping;
 use crate::handover::{self, unmergeable};
 use crate::plain::{collapse, mbind, on_plain};
+use crate::restrict::restrict;
+use crate::stack::spare_frames;
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PAGE, failed};
 use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, advice, errno, nr, page_up, sys};
@@ -61,12 +63,20 @@ const SHM_REMAP: u64 = 0o40000;
 
 /// Every gated call ends up here.
 pub extern "C" fn dispatch(registers: &mut Registers) {
+    if STATE.is_gone() {
+        registers.rax = registers.raw() as u64;
+        return;
+    }
     if matches!(registers.rax, nr::EXECVE | nr::EXECVEAT) {
         registers.rax = execute::execute(registers) as u64;
         return;
     }
     child::notice();
-    let result = if registers.rax == nr::PROCESS_MADVISE { process_madvise(registers) } else { handle(registers) };
+    let result = match registers.rax {
+        nr::PROCESS_MADVISE => process_madvise(registers),
+        nr::MADVISE => handle(&spare_frames(registers)),
+        _ => handle(registers),
+    };
     registers.rax = result as u64;
 }
 
@@ -106,7 +116,7 @@ pub(crate) fn known(call: &Registers) -> i64 {
         nr::MLOCKALL => mlockall(call),
         nr::PRCTL => adoption::prctl(call),
         // Only strict mode and filters; the rest are questions.
-        nr::SECCOMP if call.rdi & 0xffff_ffff <= 1 => STATE.restricts(call.raw()),
+        nr::SECCOMP if call.rdi & 0xffff_ffff <= 1 => restrict(call, call.rdi & 0xffff_ffff, call.rdx),
         nr::IOCTL => register(call),
         FUTEX => futex(call),
         _ => call.raw(),
@@ -156,9 +166,33 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
         if !failed(result) {
             locked.disown(start, end);
             publish();
+        } else if STATE.table.next_merged(start, end).is_some() {
+            disown_holes(locked, start, end);
         }
         result
     })
+}
+
+/// A call that replaces memory may unmap it and fail then: what lies there later has not been merged.
+pub(crate) fn disown_holes(locked: &Locked<'_>, start: u64, end: u64) {
+    let known = (0..LOOKS).any(|_| {
+        let mut at = start;
+        let read = for_each_mapping(|line| {
+            let gap = line.start.min(end);
+            if at < gap {
+                locked.disown(at, gap);
+            }
+            at = at.max(line.end);
+        });
+        if read && at < end {
+            locked.disown(at, end);
+        }
+        read
+    });
+    if !known {
+        STATE.stop(stop::BROKEN);
+    }
+    publish();
 }
 
 /// mprotect, and pkey_mprotect without a key.

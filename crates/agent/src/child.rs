@@ -6,6 +6,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
+use abi::mark::Keep;
+
+use crate::calls::USER_END;
 use crate::spawn;
 use crate::state::STATE;
 use crate::sys::{self, advice, nr, sys};
@@ -30,6 +33,19 @@ fn word() -> Option<&'static AtomicU32> {
     (address != 0).then(|| unsafe { &*(address as *const AtomicU32) })
 }
 
+/// Merged memory that the program does not hand on (MADV_DONTFORK) is not in its child: there is room that the kernel gives
+/// to whatever is mapped next, and the marks of that are another's.
+fn forget_what_was_not_copied() {
+    let locked = STATE.table.lock();
+    let mut at = 0;
+    while let Some(piece) = STATE.table.next_merged(at, USER_END) {
+        if piece.mark.keep().is_some_and(|keep| keep.has(Keep::DONTFORK)) {
+            locked.disown(piece.start, piece.end);
+        }
+        at = piece.end;
+    }
+}
+
 /// To be called at every entry of the gate, before anything of the gate is used.
 pub(crate) fn notice() {
     let Some(word) = word() else { return };
@@ -39,6 +55,7 @@ pub(crate) fn notice() {
     // A copy. The first thread tidies up, others wait for it.
     if word.compare_exchange(0, 2, SeqCst, SeqCst).is_ok() {
         STATE.forget_helper();
+        forget_what_was_not_copied();
         // The parent's may have been another thread's than the one that is the main thread here.
         spawn::learn_tid_word();
         word.store(1, SeqCst);

@@ -9,11 +9,11 @@ use crate::sys::{self, nr, sys};
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+pub(crate) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// bpf(2): run a loaded program.
 pub(crate) const BPF_PROG_TEST_RUN: u32 = 10;
 const KILL_PROCESS: u32 = 0x8000_0000;
-const ALLOW: u32 = 0x7fff_0000;
+pub(crate) const ALLOW: u32 = 0x7fff_0000;
 
 /// The calls of a batch, of the doorbell and of the socket.
 const ALLOWED: [u64; 21] = [
@@ -43,11 +43,11 @@ const ALLOWED: [u64; 21] = [
 /// `struct sock_filter`.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Instruction {
-    code: u16,
-    if_true: u8,
-    if_false: u8,
-    k: u32,
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    pub(crate) if_true: u8,
+    pub(crate) if_false: u8,
+    pub(crate) k: u32,
 }
 
 const LOAD: u16 = 0x20;
@@ -74,7 +74,7 @@ const fn jump_if(at: usize, value: u32, if_equal: usize, otherwise: usize) -> In
 /// id that the program had before it gave it up: memory is read of itself only, signals are sent to itself, or are no
 /// signals (0, whether a thread lives), only its own scheduling is changed, and of bpf(2) only programs can be run that
 /// somebody else has loaded.
-const fn program(own: u32) -> [Instruction; LEN] {
+pub(crate) const fn program(own: u32) -> [Instruction; LEN] {
     let signal = JUMPS + ALLOWED.len();
     let target = signal + 2;
     let myself = target + 2;

@@ -61,7 +61,7 @@ pub(crate) fn advise_unmergeable(call: &Registers, start: u64, end: u64) -> i64 
 #[must_use]
 pub fn adopt_once(start: u64, end: u64) -> Adopted {
     child::notice();
-    if STATE.table.covers(start, end) && STATE.control().is_some() && spawn::helper_lives() {
+    if STATE.table.covers(start, end) && STATE.control().is_some() && !STATE.is_gone() && spawn::helper_lives() {
         ring();
         return Adopted::Whole;
     }
@@ -72,7 +72,7 @@ fn mergeable(start: u64, end: u64) -> Adopted {
     child::notice();
     // What it has registered with a userfaultfd of its own is the program's.
     let has_its_own = STATE.early_stop.load(SeqCst) & stop::USERFAULTFD != 0;
-    if STATE.active.load(SeqCst) == 0 || has_its_own {
+    if STATE.active.load(SeqCst) == 0 || has_its_own || STATE.is_gone() {
         return Adopted::NoHelper;
     }
     spawn::wait_for_burial();
@@ -92,6 +92,10 @@ fn mergeable(start: u64, end: u64) -> Adopted {
 /// Gives a range its own pages back and takes it out of management. `false` if that could not be done.
 #[must_use]
 pub fn unmergeable(start: u64, end: u64) -> bool {
+    if STATE.is_gone() {
+        // Nothing is merged.
+        return true;
+    }
     child::notice();
     let mut at = start;
     while let Some((from, to)) = STATE.table.next_managed(at, end) {

@@ -17,7 +17,7 @@
 use abi::mark::Keep;
 
 use crate::ask::unmerge;
-use crate::calls::{Registers, apply, gated, publish, span};
+use crate::calls::{Registers, apply, disown_holes, gated, publish, span};
 use crate::elf::{Line, for_each_mapping};
 use crate::scope;
 use crate::state::STATE;
@@ -102,6 +102,8 @@ pub(crate) fn mremap(call: &Registers) -> i64 {
             if !failed(result) {
                 locked.disown(from, to);
                 publish();
+            } else if STATE.table.next_merged(from, to).is_some() {
+                disown_holes(locked, from, to);
             }
             result
         });

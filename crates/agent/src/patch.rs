@@ -256,6 +256,8 @@ impl Code {
             && self.put(&[0x74, (R11 + JUMP) as u8]) // jz: the child runs no code of the agent
             && self.r11(back)
             && self.jump(entries.after_clone)
+            // The stub before it comes here if it has made the call itself.
+            && self.at == call + stubs::AROUND_CLONE
             && self.jump(back)
     }
 }

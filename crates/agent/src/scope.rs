@@ -23,14 +23,16 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use abi::control::{Control, code, stop};
 use abi::told::helper;
 
-use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn};
-use crate::calls::{Registers, USER_END, known, publish, reach, unmerge_all};
+use abi::mark::Mark;
+
+use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn, unmerge};
+use crate::calls::{Registers, USER_END, gated, known, publish, reach, unmerge_all};
 use crate::gate;
-use crate::handover::unmergeable;
+use crate::handover::UNMERGE_TRIES;
 use crate::space::Space;
 use crate::spawn;
 use crate::state::{STATE, unwilling};
-use crate::sys::{self, MAP_ANONYMOUS, PROT_EXEC, advice, errno, failed, nr, sys};
+use crate::sys::{self, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, advice, errno, failed, nr, sys};
 use crate::table::Table;
 use crate::told;
 
@@ -56,7 +58,10 @@ static KILLED: AtomicU32 = AtomicU32::new(0);
 /// From then on each takes as long as the one before: half a minute.
 const KILLED_MAX: u32 = 5;
 
-/// Not 0 once the broker has admitted code that the program writes.
+/// Counts the files with code that have come since the agent began: from 1 on, once before each is mapped and once after.
+static FILES: AtomicU32 = AtomicU32::new(1);
+/// [`FILES`] when the broker was asked that has admitted code which the program writes; 0 before that. A file that has come
+/// since may be an engine of its own.
 static MAY_COMPILE: AtomicU32 = AtomicU32::new(0);
 /// Not 0 once everything has its own pages because of code that nobody knows. Nothing is merged after that.
 static LEFT_TO_CODE: AtomicU32 = AtomicU32::new(0);
@@ -67,6 +72,8 @@ enum Source {
     File(u32),
     /// Memory that the program writes.
     Memory,
+    /// A file that it can write to while it is executed: what is in it now says nothing.
+    Changing,
 }
 
 /// At the program's start, and in a copy of its memory made by fork.
@@ -84,7 +91,8 @@ pub(crate) fn is_own() -> bool {
 
 /// A call through the gate of a program whose memory the broker chooses from.
 pub(crate) fn handle(call: &Registers) -> i64 {
-    let may_come = brings_code(call).is_none_or(|source| admit(&source));
+    let code = brings_code(call);
+    let may_come = code.as_ref().is_none_or(admit);
     if !may_come || call.rax == nr::IO_URING_SETUP && !leave_to_ring() {
         return -errno::ENOMEM;
     }
@@ -92,15 +100,40 @@ pub(crate) fn handle(call: &Registers) -> i64 {
         // Not to be dumped is what programs say of their keys.
         if let Some((start, end)) = reach(call.rdi, call.rsi).filter(|(start, end)| STATE.table.overlaps(*start, *end))
         {
-            let _ = unmergeable(start, end);
+            let _ = leave_alone(start, end);
         }
     }
     let result = known(call);
+    if matches!(code, Some(Source::File(_))) {
+        // Whoever was asked about memory meanwhile has not seen it.
+        FILES.fetch_add(1, SeqCst);
+    }
     if !failed(result) {
         count(call);
     }
     begin_if_due();
     result
+}
+
+/// Gives a range its own pages back, and has it stay managed without being merged again: what was merged consists of several
+/// mappings, which the program takes for one, and the gate has to move them when it does. `false` if others hold pages.
+fn leave_alone(start: u64, end: u64) -> bool {
+    for _ in 0..UNMERGE_TRIES {
+        if !unmerge(start, end) {
+            return false;
+        }
+        let done = gated(|_| {
+            let plain = STATE.table.next_merged(start, end).is_none();
+            if plain {
+                STATE.table.set(start, end, Mark::EXCLUDED);
+            }
+            plain
+        });
+        if done {
+            return true;
+        }
+    }
+    false
 }
 
 /// Makes a call that touches nothing managed. Where the broker chooses it is made as a reader of the gate, so that nothing
@@ -181,7 +214,10 @@ fn is_limited(resource: u64) -> bool {
 /// The code that a call brings into the process, if it does.
 fn brings_code(call: &Registers) -> Option<Source> {
     match call.rax {
-        nr::MMAP if call.rdx & PROT_EXEC != 0 && call.r10 & MAP_ANONYMOUS == 0 => Some(Source::File(call.r8 as u32)),
+        nr::MMAP if call.rdx & PROT_EXEC != 0 && call.r10 & MAP_ANONYMOUS == 0 => {
+            let file = Source::File(call.r8 as u32);
+            Some(if call.rdx & PROT_WRITE != 0 { Source::Changing } else { file })
+        }
         nr::MMAP | nr::MPROTECT | nr::PKEY_MPROTECT if call.rdx & PROT_EXEC != 0 => Some(Source::Memory),
         nr::SHMAT if call.rdx & SHM_EXEC != 0 => Some(Source::Memory),
         _ => None,
@@ -206,14 +242,19 @@ fn admit(source: &Source) -> bool {
         // It was refused before if what was merged then could not be given back, and still cannot be.
         return LEFT_TO_CODE.load(SeqCst) != 0 || leave_to_code();
     }
-    if matches!(source, Source::Memory) && MAY_COMPILE.load(SeqCst) != 0 {
-        return true;
-    }
+    let files = match source {
+        Source::File(_) => FILES.fetch_add(1, SeqCst),
+        Source::Memory if MAY_COMPILE.load(SeqCst) == FILES.load(SeqCst) => return true,
+        Source::Memory => FILES.load(SeqCst),
+        Source::Changing => return leave_to_code(),
+    };
     for _ in 0..HELPERS {
         let Some(control) = served() else { break };
         if ask(control, source) {
             // An engine that may compile may go on to: each new piece of code would ask for itself.
-            MAY_COMPILE.fetch_or(u32::from(matches!(source, Source::Memory)), SeqCst);
+            if matches!(source, Source::Memory) {
+                MAY_COMPILE.store(files, SeqCst);
+            }
             return true;
         }
         if is_served(control) {

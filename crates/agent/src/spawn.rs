@@ -243,6 +243,9 @@ extern "C" fn helper_main() {
     // socket held here would never be seen closed.
     // SAFETY: the helper's own table, not shared with anybody.
     unsafe { sys!(nr::CLOSE_RANGE, 0, u64::from(u32::MAX), 0) };
+    // Nor is its folder, whose file system could not be unmounted once the program has left it.
+    // SAFETY: the helper's own, as CLONE_FS was not asked for.
+    unsafe { sys!(nr::CHDIR, c"/".as_ptr() as u64) };
     // Out of the program's process group, so that signals from its terminal do not reach the helper. But not out of its
     // session: each session is scheduled as a group of its own (sched_autogroup_create_attach, kernel/sched/autogroup.c),
     // and under a busy one Linux 6.18 lets the tasks of others wait for seconds. The program's threads would wait for

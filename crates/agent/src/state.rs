@@ -70,6 +70,8 @@ pub(crate) struct State {
     /// Not 0 once the program has restricted its own calls: from then on any call that it would not make itself may be
     /// its last.
     pub(crate) restricted: AtomicU32,
+    /// Not 0 once the gate makes no calls of its own any more: the program forbids itself some of them. Nothing is merged.
+    pub(crate) gone: AtomicU32,
     /// What is known of NUMA policies of the program's memory, see [`policies`].
     pub(crate) policies: AtomicU32,
     /// [`stop`] bits raised before there was a control area.
@@ -92,6 +94,7 @@ pub(crate) static STATE: State = State {
     unwilling: AtomicU32::new(0),
     filters: AtomicU64::new(0),
     restricted: AtomicU32::new(0),
+    gone: AtomicU32::new(0),
     policies: AtomicU32::new(policies::NONE),
     early_stop: AtomicU32::new(0),
     tid_word: AtomicU64::new(0),
@@ -122,6 +125,11 @@ impl State {
             self.restricted.store(1, SeqCst);
         }
         result
+    }
+
+    /// True if the gate makes no call but the program's own.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(SeqCst) != 0
     }
 
     /// Announces the control area.

@@ -107,6 +107,21 @@ unsafe extern "C" {
     fn pagefold_stub_after_clone();
 }
 
+/// What the stubs save, above the vector registers.
+#[repr(C)]
+pub struct Frame {
+    /// The call.
+    pub registers: Registers,
+    /// The caller's rbp.
+    base: u64,
+    /// Where the caller goes on.
+    go_on: u64,
+}
+
+/// Length of what lies in a trampoline between the call that is made there and the way back: the call, what stands for the
+/// parent's way through [`after_clone`], and how the child goes around that. See `Code::around_clone`.
+pub(crate) const AROUND_CLONE: u64 = 2 + 3 + 2 + 10 + 14;
+
 /// Entry addresses for the trampolines.
 pub(crate) struct Entries {
     pub(crate) call: u64,
@@ -138,15 +153,24 @@ pub(crate) fn forks() -> u32 {
 /// the table's lock too: the copy of it is not torn, and no helper starts that neither of them knows. vfork and
 /// posix_spawn stay outside: their child runs in this memory before the parent goes on.
 ///
-/// All decisions are made here, before the call: the child of a CLONE_VM call must run no code of the agent.
-pub extern "C" fn before_clone(registers: &mut Registers) {
+/// A fork is made here, with signals blocked: a handler that ran inside could wait for a thread that waits for the lock,
+/// or never come back. Its child, with a copy of this very stack, unblocks them and goes on behind the site. What shares
+/// the memory, or has a stack of its own, is made by the trampoline: all decisions about it are made here, and the child
+/// of a CLONE_VM call must run no code of the agent. glibc creates its threads with signals blocked.
+pub extern "C" fn before_clone(frame: &mut Frame) {
+    if STATE.is_gone() {
+        return;
+    }
     child::notice();
-    let flags = match registers.rax {
-        nr::CLONE => registers.rdi,
-        // SAFETY: the caller passes a clone_args structure, whose first field is the flags; the kernel would read it
-        // next. An unreadable one is not looked at.
-        nr::CLONE3 if registers.rsi >= 8 => unsafe { (registers.rdi as *const u64).read_unaligned() },
-        _ => 0,
+    let registers = &mut frame.registers;
+    let (flags, stack) = match registers.rax {
+        nr::CLONE => (registers.rdi, registers.rsi),
+        nr::CLONE3 => match clone_args(registers) {
+            Some(known) => known,
+            // The kernel refuses it.
+            None => return,
+        },
+        _ => (0, 0),
     };
     if flags & CLONE_VM != 0 {
         if flags & CLONE_VFORK != 0 {
@@ -159,6 +183,16 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
         // Before the gate: a helper that starts meanwhile is told.
         FORKS.fetch_add(1, SeqCst);
     }
+    if flags & CLONE_VM != 0 || stack != 0 {
+        enter(flags);
+        return;
+    }
+    registers.rax = with_signals_blocked(flags, || registers.raw()) as u64;
+    frame.go_on += AROUND_CLONE;
+}
+
+/// Inside of the gate, until [`leave`].
+fn enter(flags: u64) {
     let (reader, locked) = STATE.enter();
     if let Some(control) = STATE.control() {
         if flags & CLONE_VM == 0 {
@@ -172,13 +206,50 @@ pub extern "C" fn before_clone(registers: &mut Registers) {
     locked.keep();
 }
 
-/// After it, in the parent.
-pub extern "C" fn after_clone(_registers: &mut Registers) {
+fn leave() {
     // With the lock still held it is the same gate as before.
     if let Some(control) = STATE.control() {
         gate::leave_by_thread(control);
     }
     STATE.table.unlock_by_thread();
+}
+
+/// A fork; 0 in its child, whose lock and gate are its parent's: see [`child`].
+fn with_signals_blocked(flags: u64, fork: impl FnOnce() -> i64) -> i64 {
+    let mask = sys::block_signals();
+    enter(flags);
+    let result = fork();
+    if result != 0 {
+        leave();
+    }
+    sys::restore_signals(mask);
+    result
+}
+
+/// Flags and stack of a clone3, read as the kernel will: `None` if it cannot.
+fn clone_args(registers: &Registers) -> Option<(u64, u64)> {
+    const STACK: usize = 5;
+    let mut words = [[0_u8; 8]; STACK + 1];
+    // The size of the first version of struct clone_args, which nobody falls below.
+    (registers.rsi >= 64).then_some(())?;
+    if !sys::read_own(sys::getpid(), registers.rdi, words.as_flattened_mut()) {
+        if !sys::is_readable(registers.rdi) {
+            return None;
+        }
+        // A filter of where this runs forbids to read in that way.
+        // SAFETY: its first word was read just now. The caller passes a structure of this length; the kernel would read it
+        // next.
+        words = unsafe { (registers.rdi as *const [[u8; 8]; STACK + 1]).read_unaligned() };
+    }
+    let word = |index: usize| u64::from_le_bytes(words[index]);
+    Some((word(0), word(STACK)))
+}
+
+/// After it, in the parent.
+pub extern "C" fn after_clone(_frame: &mut Frame) {
+    if !STATE.is_gone() {
+        leave();
+    }
 }
 
 const _: () = assert!(sys::PAGE == 4096, "the stubs are for x86-64");
@@ -242,10 +313,9 @@ mod tests {
             assert_eq!(while_a_helper_starts(old, |inside| gated(|_| inside())), (false, true), "a call");
             for (kind, flags) in [("a fork", 17), ("a thread", CLONE_VM | 0x50f00)] {
                 let cloned = while_a_helper_starts(old, move |inside| {
-                    let mut call = Registers { rax: nr::CLONE, rdi: flags, rsi: 0, rdx: 0, r10: 0, r8: 0, r9: 0 };
-                    before_clone(&mut call);
+                    enter(flags);
                     let inside = inside();
-                    after_clone(&mut call);
+                    leave();
                     inside
                 });
                 assert_eq!(cloned, (false, true), "{kind}");

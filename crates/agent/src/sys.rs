@@ -38,6 +38,7 @@ pub(crate) mod nr {
     pub(crate) const KILL: u64 = 62;
     pub(crate) const FCNTL: u64 = 72;
     pub(crate) const FTRUNCATE: u64 = 77;
+    pub(crate) const CHDIR: u64 = 80;
     pub(crate) const SETPGID: u64 = 109;
     pub(crate) const GETPPID: u64 = 110;
     pub(crate) const SETSID: u64 = 112;

@@ -6,8 +6,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub(crate) struct Attended {
     pub(crate) memory: MemoryFile,
     pub(crate) pagemap: Pagemap,
     pub(crate) over: AtomicBool,
+    /// Code that was refused last, and why.
+    pub(crate) refused: Mutex<Option<String>>,
 }
 
 /// What a member needs.
@@ -165,10 +167,13 @@ fn answer_about_code(attended: &Attended, judge: &dyn Judge) {
         let admitted = if fd == code::NO_FILE {
             judge.admits(pid, None)
         } else {
-            let thread = question.owner.load(SeqCst);
-            regular_file(pid, thread, fd).is_some_and(|file| judge.admits(pid, Some(&file)))
+            let file = regular_file(pid, question.owner.load(SeqCst), fd);
+            file.ok_or_else(|| "a file that cannot be read".to_owned()).and_then(|file| judge.admits(pid, Some(&file)))
         };
-        let answer = if admitted { code::ADMITTED } else { code::REFUSED };
+        let answer = if admitted.is_ok() { code::ADMITTED } else { code::REFUSED };
+        if let Err(why) = admitted {
+            *attended.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        }
         // Whoever asked may have given up meanwhile, and somebody else ask.
         let _ = question.state.compare_exchange(code::ASKED, answer, SeqCst, SeqCst);
         let _ = futex_wake(&question.state, u32::MAX);

@@ -9,8 +9,8 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use abi::control::Control;
@@ -158,6 +158,7 @@ fn ward(index: u64, pid: u64, scratch: u64, diverged_scratch: u64, mut fds: Vec<
         memory: MemoryFile::from_owned_fd(memory, pid),
         pagemap: Pagemap::open(pid).ok()?,
         over: AtomicBool::new(false),
+        refused: Mutex::default(),
     };
     let program = Pidfd::open(pid).ok()?;
     Some(Ward { index, attended: Arc::new(attended), helper: Pidfd::from_owned_fd(helper), program })

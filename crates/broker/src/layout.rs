@@ -15,6 +15,9 @@ pub(crate) struct Layout {
     /// smaps does not show policies, and the file that does costs as much again. So it is read only where somebody may have
     /// set one.
     policies: bool,
+    /// Where the broker chooses what is managed: what a program keeps out of core dumps is not looked at, also if it was
+    /// chosen before it was kept out of them.
+    pub(crate) whole: bool,
 }
 
 impl Layout {
@@ -23,12 +26,12 @@ impl Layout {
     pub(crate) fn at(member: &Member) -> Self {
         let heard = member.control().policies.load(SeqCst);
         let policies = heard == policies::SET || heard == policies::UNHEARD && mempolicy::has_nodes();
-        Self { pid: member.helper, policies }
+        Self { pid: member.helper, policies, whole: false }
     }
 
     /// Of a process without a gate.
     pub(crate) fn from_outside(pid: Pid) -> Self {
-        Self { pid, policies: mempolicy::has_nodes() }
+        Self { pid, policies: mempolicy::has_nodes(), whole: false }
     }
 
     /// Reads them.

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use abi::control::{self, Control, RANGES_MAX};
@@ -149,6 +149,11 @@ const SPACE_LASTS: Duration = Duration::from_millis(100);
 impl Member {
     pub(crate) fn control(&self) -> &Control {
         &self.attended.control
+    }
+
+    /// Which code was refused last, and why.
+    pub(crate) fn refused_code(&self) -> Option<String> {
+        self.attended.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Which frames its pages are in.
@@ -444,7 +449,15 @@ fn take_in(
     send(&link, Message::Ready { move_pages: true, minor }, &counts)?;
 
     let grounds = Grounds { pid, scratch: Vaddr(scratch), diverged_scratch: Vaddr(diverged_scratch) };
-    let attended = Arc::new(Attended { control: area, uffd, grounds, memory, pagemap, over: AtomicBool::new(false) });
+    let attended = Arc::new(Attended {
+        control: area,
+        uffd,
+        grounds,
+        memory,
+        pagemap,
+        over: AtomicBool::new(false),
+        refused: Mutex::default(),
+    });
     let exact_check = check.is_some();
     let whole = host.judge.is_some();
     let service = Service { helper: peer.pid, check, priority: host.priority, events, judge: host.judge };

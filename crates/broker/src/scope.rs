@@ -25,7 +25,10 @@ pub trait Judge: Send + Sync + std::fmt::Debug {
     fn program(&self, pid: Pid, own: &[Range]) -> Result<(), String>;
 
     /// Whether code that a program is about to map may come: a file, or memory that the program writes.
-    fn admits(&self, pid: Pid, file: Option<&File>) -> bool;
+    ///
+    /// # Errors
+    /// Which code it is that nobody vouches for, and why, in a few words.
+    fn admits(&self, pid: Pid, file: Option<&File>) -> Result<(), String>;
 }
 
 /// Where the agent's code lies in a program, by its own account: a program that says something else about itself has

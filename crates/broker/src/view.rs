@@ -63,8 +63,11 @@ impl View {
         owner: u32,
         spans: &mut Spans,
     ) -> bool {
-        let Ok(vmas) = layout.read() else { return false };
+        let Ok(mut vmas) = layout.read() else { return false };
+        let all = vmas.len() as u64;
+        vmas.retain(|vma| !(layout.whole && vma.flags.dontdump()));
         self.arrange(&vmas, epoch, ranges, policy, owner, spans);
+        self.vmas = all;
         true
     }
 

@@ -89,20 +89,29 @@ impl Judge for Whole {
         Ok(())
     }
 
-    fn admits(&self, pid: Pid, file: Option<&File>) -> bool {
-        let Some(managed) = self.managed(pid) else { return false };
+    fn admits(&self, pid: Pid, file: Option<&File>) -> Result<(), String> {
+        let managed = self.managed(pid).ok_or("it is not known")?;
         match file {
             Some(file) => {
                 let mut nobody = |_: Progress<'_>| {};
                 let mut prover = Prover::new(&self.lists, self.cache.as_ref(), &mut nobody);
-                prover.judge_open_file(file, &path_of(file), &managed.program).judgement.verdict.is_proven()
+                let object = prover.judge_what_comes(file, &path_of(file), &managed.program);
+                if object.judgement.verdict.is_proven() { Ok(()) } else { Err(refused(&object)) }
             }
             // Memory does not tell which engine has made it: all that are there must be trusted.
-            None => self.judge(pid, &managed.own_code).is_ok_and(|report| {
-                let mut engines = report.objects.iter().filter_map(|object| object.engine.as_ref()).peekable();
-                let one_at_least = engines.peek().is_some();
-                report.verdict.is_proven() && one_at_least && engines.all(|engine| engine.why.is_some())
-            }),
+            None => {
+                let report = self.judge(pid, &managed.own_code)?;
+                let engines = || report.objects.iter().filter(|object| object.engine.is_some());
+                let trusted = |object: &&Object| object.engine.as_ref().is_some_and(|engine| engine.why.is_some());
+                match (report.verdict.is_proven(), engines().find(|object| !trusted(object)), engines().next()) {
+                    (false, ..) => Err(report.objects.first().map(refused).unwrap_or_default()),
+                    (true, Some(engine), _) => {
+                        Err(format!("what {} compiles{}", engine.path.display(), trust(engine.engine_line())))
+                    }
+                    (true, None, None) => Err("what it has written itself, and no engine that is trusted".to_owned()),
+                    (true, None, Some(_)) => Ok(()),
+                }
+            }
         }
     }
 }
@@ -111,6 +120,16 @@ impl Judge for Whole {
 fn spoilt(object: &Object) -> String {
     let reason = object.judgement.reasons.first().map_or_else(String::new, |reason| format!(": {reason}"));
     format!("{}{reason}", object.path.display())
+}
+
+/// The same, with the way out.
+fn refused(object: &Object) -> String {
+    spoilt(object) + &trust(object.judgement.trust_line.clone())
+}
+
+/// How an operator can vouch for something.
+fn trust(line: Option<String>) -> String {
+    line.map_or_else(String::new, |line| format!(" (if you vouch for it: --trust FILE with the line `{line}`)"))
 }
 
 /// Where an open file lies.

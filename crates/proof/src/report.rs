@@ -93,9 +93,16 @@ impl<'p> Prover<'p> {
         self
     }
 
-    /// Judges one file that a program is about to run, alone.
-    pub fn judge_open_file(&mut self, file: &File, path: &Path, program: &Path) -> Object {
-        self.object(file, path.to_owned(), &name_of(program)).0
+    /// Judges one file that comes into a program which runs already. It has its C library and its loader, where the gate
+    /// is: another one makes its calls past it.
+    pub fn judge_what_comes(&mut self, file: &File, path: &Path, program: &Path) -> Object {
+        let (object, facts) = self.object(file, path.to_owned(), &name_of(program));
+        match facts.gate {
+            Some(_) => {
+                Object::other(path, Verdict::Unknown, "the gate is in the C library and loader that are there already")
+            }
+            None => object,
+        }
     }
 
     /// Judges an open file.
@@ -145,7 +152,8 @@ impl Object {
     }
 
     /// The line that makes this file's executable memory trusted.
-    pub(crate) fn engine_line(&self) -> Option<String> {
+    #[must_use]
+    pub fn engine_line(&self) -> Option<String> {
         self.build_id.as_deref().and_then(|id| trust_line(TrustedAs::Engine, id, &name_of(&self.path)))
     }
 }

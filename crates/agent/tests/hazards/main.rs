@@ -13,6 +13,7 @@
 mod adoption;
 mod advices;
 mod descriptors;
+mod fork_calls;
 mod forks;
 mod holders;
 mod holes;
@@ -31,6 +32,7 @@ mod raw_fork;
 mod raw_forks;
 mod remap_marks;
 mod remaps;
+mod restricted;
 mod stack;
 mod stand;
 mod stops;
@@ -47,6 +49,7 @@ const VICTIMS: &[&[Victim]] = &[
     adoption::VICTIMS,
     advices::VICTIMS,
     descriptors::VICTIMS,
+    fork_calls::VICTIMS,
     forks::VICTIMS,
     holders::VICTIMS,
     holes::VICTIMS,
@@ -63,6 +66,7 @@ const VICTIMS: &[&[Victim]] = &[
     raw_forks::VICTIMS,
     remap_marks::VICTIMS,
     remaps::VICTIMS,
+    restricted::VICTIMS,
     stack::VICTIMS,
     stops::VICTIMS,
     table::VICTIMS,

@@ -8,7 +8,8 @@ use crate::stand::Stand;
 use crate::victim::{Region, Victim, fork, merged_pair, page, pid, reap, tell, wait_until};
 use crate::whole::{large_pair, wait_whole};
 
-pub(crate) const VICTIMS: &[Victim] = &[("small_stack", small_stack), ("small_stack_whole", small_stack_whole)];
+pub(crate) const VICTIMS: &[Victim] =
+    &[("small_stack", small_stack), ("small_stack_whole", small_stack_whole), ("stack_trimmed", trimmed)];
 
 const FIRST: u64 = 31_000;
 /// Bytes that a gated call may take beyond what a call of the kernel's takes.
@@ -148,4 +149,47 @@ fn a14_calls_take_little_of_the_stack() {
 fn a14_calls_of_whole_programs_take_little_of_the_stack() {
     let stand = Stand::of_all(|_| true);
     println!("{}", stand.run("small_stack_whole"));
+}
+
+/// Discards all of the calling thread's stack that it does not use, as folly's MemoryIdler does, from every depth.
+#[inline(never)]
+fn trim(bottom: usize, depth: usize) {
+    let mut here = [0_u8; 48];
+    here[depth % 48] = 1;
+    let top = std::hint::black_box(&here).as_ptr() as usize;
+    // Not into the frame of the call itself, nor what the dynamic linker may need.
+    let end = (top - 384) & !(page() - 1);
+    // SAFETY: below everything that this thread uses.
+    let done = unsafe { libc::madvise(bottom as *mut libc::c_void, end - bottom, libc::MADV_DONTNEED) };
+    assert_eq!(done, 0);
+    if depth > 0 {
+        trim(bottom, depth - 1);
+    }
+    assert_eq!(std::hint::black_box(&here)[depth % 48], 1);
+}
+
+fn trimmed() {
+    const PAGES: usize = 64;
+    merged_pair(64, FIRST);
+    let stack = Region::map(PAGES);
+    extern "C" fn on_stack(bottom: *mut libc::c_void) -> *mut libc::c_void {
+        trim(bottom as usize, 400);
+        std::ptr::null_mut()
+    }
+    // SAFETY: a thread with a stack of the victim's own, which is joined.
+    unsafe {
+        let mut how: libc::pthread_attr_t = std::mem::zeroed();
+        libc::pthread_attr_init(&raw mut how);
+        libc::pthread_attr_setstack(&raw mut how, stack.pointer(0), stack.len());
+        let mut thread = 0;
+        assert_eq!(libc::pthread_create(&raw mut thread, &raw const how, on_stack, stack.pointer(0)), 0);
+        libc::pthread_join(thread, std::ptr::null_mut());
+    }
+}
+
+/// Seen to fail: the gate's own frames were in what was discarded (SIGSEGV).
+#[test]
+fn a20_the_unused_part_of_ones_own_stack_can_be_discarded() {
+    Stand::on_request().run("stack_trimmed");
+    Stand::of_all(|_| true).run("stack_trimmed");
 }

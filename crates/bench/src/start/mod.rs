@@ -16,6 +16,7 @@ use kernel::{Pid, Range, smaps};
 use serde::Serialize;
 
 use crate::programs::Programs;
+use crate::report::{Better, Machine, Ratio, Report};
 
 /// What to do.
 #[derive(Clone, Debug, Args)]
@@ -34,9 +35,14 @@ pub struct StartCommand {
     json: bool,
 }
 
+/// What the agent may add to a start, in milliseconds.
+const START_MS: f64 = 2.0;
+/// The private memory that agent and helper may take, in KiB, besides a byte for each managed page.
+const PRIVATE_KIB: f64 = 32.0;
+
 /// Times in seconds, sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+struct Costs {
     /// A program that does nothing, from its start to its end: median and the 90th of 100.
     plain: [f64; 2],
     /// The same with the agent, which gates it; too young for a helper.
@@ -65,8 +71,8 @@ impl Judge for Trusting {
         Ok(())
     }
 
-    fn admits(&self, _pid: Pid, _file: Option<&File>) -> bool {
-        true
+    fn admits(&self, _pid: Pid, _file: Option<&File>) -> Result<(), String> {
+        Ok(())
     }
 }
 
@@ -132,7 +138,7 @@ impl StartCommand {
         let (plain_memory, plain_space, _) = held(command(&["--hold", &size], false), None)?;
         let (memory, space, managed) = held(command(&["--hold", &size], true), Some(&whole.broker))?;
         ensure!(managed > 0, "it was not managed: {:?}", whole.broker.summary()?.helper_refused);
-        let report = Report {
+        let costs = Costs {
             plain: quantiles(&mut plain),
             gated: quantiles(&mut gated),
             agent_adds: quantiles(&mut gated)[0] - quantiles(&mut plain)[0],
@@ -143,13 +149,46 @@ impl StartCommand {
             private_bytes_besides_marks: memory.cast_signed() - plain_memory.cast_signed() - managed.cast_signed(),
             pages_managed: managed,
         };
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&report)?);
-        } else {
-            println!("{report:#?}");
-        }
+        self.print(&costs)?;
         Ok(ExitCode::SUCCESS)
     }
+
+    fn print(&self, costs: &Costs) -> Result<()> {
+        let less = |metric, unit| (metric, unit, Better::Less);
+        let ratios = vec![
+            Ratio::new(less("added to a start", "ms"), costs.agent_adds * 1e3, ("the goal", START_MS), 1.0),
+            Ratio::new(
+                less("private memory besides marks", "KiB"),
+                costs.private_bytes_besides_marks as f64 / 1024.0,
+                ("the goal", PRIVATE_KIB),
+                1.0,
+            ),
+        ];
+        for [what, median, ninety] in [
+            ["", "median ms", "90 % ms"].map(str::to_owned),
+            row("start to end, without", costs.plain),
+            row("start to end, with the agent", costs.gated),
+            row("a call of 16 MiB, without", costs.same_call),
+            row("the same, which waits for a helper", costs.helper_starts),
+        ] {
+            eprintln!("{what:<36} {median:>10} {ninety:>10}");
+        }
+        for ratio in &ratios {
+            let met = if ratio.met { "" } else { ", missed" };
+            eprintln!("{:<36} {:>10.2} {}, goal {:.0}{met}", ratio.metric, ratio.ours, ratio.unit, ratio.theirs);
+        }
+        if self.json {
+            let samples = vec![serde_json::to_value(costs)?];
+            let report = Report { scenario: "start", machine: Machine::here(), samples, ratios };
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        }
+        Ok(())
+    }
+}
+
+fn row(what: &str, seconds: [f64; 2]) -> [String; 3] {
+    let ms = |seconds: f64| format!("{:.3}", seconds * 1e3);
+    [what.to_owned(), ms(seconds[0]), ms(seconds[1])]
 }
 
 /// Anonymous memory and address space of a program that holds something, and pages that are managed of it.

@@ -26,7 +26,7 @@ use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
 use crate::roll::Roll;
-use crate::settings::{CheckChoice, Settings};
+use crate::settings::{CheckChoice, Scope, Settings};
 use crate::wishes::{Asked, RefusedKind};
 
 mod accept;
@@ -323,7 +323,8 @@ impl Broker {
             return true;
         }
         let ranges = member.ranges();
-        let layout = Layout::at(member);
+        let mut layout = Layout::at(member);
+        layout.whole = matches!(self.settings.scope, Scope::All(_));
         member.view.refresh(layout, epoch, &ranges, policy, owner, &mut self.eyes.spans)
     }
 

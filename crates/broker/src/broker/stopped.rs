@@ -7,20 +7,19 @@ use abi::control::stop;
 
 use super::Broker;
 use crate::member::Member;
+use crate::roll::program_of;
 
 /// Different texts that are kept.
 const KEPT: usize = 256;
 
 /// What a program did, for each bit that ends merging in it. That its owner asked to leave is no surprise to anybody.
-const CAUSES: [(u32, &str); 6] = [
-    (
-        stop::UNKNOWN_CODE,
-        "code came into it that nobody vouches for; `pagefold doctor --proof PID` names it while it runs",
-    ),
+const CAUSES: [(u32, &str); 7] = [
+    (stop::UNKNOWN_CODE, "code came into it that nobody vouches for"),
     (stop::IO_URING, "it uses io_uring"),
     (stop::USERFAULTFD, "it uses userfaultfd itself"),
     (stop::PI_FUTEX, "it uses mutexes with priority inheritance"),
     (stop::MLOCKALL, "it has locked all its memory"),
+    (stop::FILTERED, "it forbids itself (seccomp) system calls that merging takes"),
     (stop::BROKEN, "a change of its mappings went wrong half-way"),
 ];
 
@@ -34,11 +33,15 @@ impl Stopped {
         let bits = member.control().stop.load(SeqCst);
         let new = bits & !member.stops_seen;
         member.stops_seen |= bits;
-        for (_, cause) in CAUSES.iter().filter(|(bit, _)| new & bit != 0) {
-            let link = format!("/proc/{}/exe", member.pid.get());
-            let program = std::fs::read_link(link).map(|exe| exe.display().to_string());
-            let program = program.unwrap_or_else(|_ended| "a program that has ended".to_owned());
-            let text = format!("{program}: {cause}");
+        for (bit, cause) in CAUSES.iter().filter(|(bit, _)| new & bit != 0) {
+            let code = (*bit == stop::UNKNOWN_CODE).then(|| {
+                let refused = member.refused_code();
+                refused.unwrap_or_else(|| "`pagefold doctor --proof PID` names it while it runs".to_owned())
+            });
+            let text = match code {
+                Some(code) => format!("{}: {cause}: {code}", program_of(member.pid)),
+                None => format!("{}: {cause}", program_of(member.pid)),
+            };
             match self.0.iter().position(|(known, _)| *known == text) {
                 Some(index) => self.0[index].1 += 1,
                 None if self.0.len() < KEPT => self.0.push((text, 1)),
