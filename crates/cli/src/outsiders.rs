@@ -16,8 +16,8 @@ use crate::store_run::unmanageable;
 /// How often. What lives shorter would not be managed either.
 const EVERY: Duration = Duration::from_secs(1);
 /// Why a program that could have the agent does not have it.
-const ABSENT: &str =
-    "it runs where the agent's file cannot be loaded (a chroot, a container), or with an environment of its own";
+const ABSENT: &str = "it runs where the agent's file cannot be loaded (a chroot, a container), or with an environment of its own; start \
+     `pagefold run` inside of that, or pass LD_PRELOAD and PAGEFOLD_AGENT on";
 /// Different programs that are remembered.
 const PROGRAMS_MAX: usize = 256;
 

@@ -112,6 +112,8 @@ pub enum Resource {
     LockedMemory,
     /// Address space, in bytes.
     AddressSpace,
+    /// Data: private memory that can be written, in bytes.
+    Data,
 }
 
 /// A soft and a hard limit; `None` for no limit.
@@ -132,6 +134,7 @@ fn resource_number(resource: Resource) -> (libc::__rlimit_resource_t, &'static s
         Resource::FileSize => (libc::RLIMIT_FSIZE, "RLIMIT_FSIZE"),
         Resource::LockedMemory => (libc::RLIMIT_MEMLOCK, "RLIMIT_MEMLOCK"),
         Resource::AddressSpace => (libc::RLIMIT_AS, "RLIMIT_AS"),
+        Resource::Data => (libc::RLIMIT_DATA, "RLIMIT_DATA"),
     }
 }
 
