@@ -56,7 +56,7 @@ enum Scenario {
     ///
     /// Every program, load, way and round takes --seconds and the time for loading: about an hour and a half if nothing is
     /// left out. It takes root for KSM's settings; the report has them as they were in force. What is not installed, or what
-    /// this kernel lacks, is said and left out. Beside what all workers hold, each holds an eighth as much that no other
+    /// this kernel lacks, is said and left out. Beside what all workers hold, each holds a fortieth as much that no other
     /// holds: a page of another in its place is found.
     ///
     /// The status is 1 if any answer or any worker's memory was wrong, or if a worker ended. After Ctrl-C, what was measured

@@ -13,7 +13,7 @@ public class Worker {
     static final int ENTRIES = 100_000;
     static final int COUNTERS = 20_000;
     static final int BLOCK = 4 << 20;
-    static final int SHARE = 8;
+    static final int SHARE = 40;
     static final String[] WORDS =
         "page fold share store merge worker request answer memory equal kernel digest number letter".split(" ");
 

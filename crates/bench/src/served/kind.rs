@@ -19,7 +19,7 @@ const PYTHON: &str = include_str!("worker.py");
 const NODE: &str = include_str!("worker.js");
 const JAVA: &str = include_str!("Worker.java");
 
-/// A program whose workers serve requests. Beside what all workers of a program hold, each holds an eighth as much that
+/// A program whose workers serve requests. Beside what all workers of a program hold, each holds a fortieth as much that
 /// no other holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]

@@ -3,7 +3,7 @@
 //! Each way gets freshly started workers of real programs. What they take is their anonymous memory by proportional
 //! shares, in which a page that ksmd has merged is counted once, and what the page store holds. Memory and CPU time of
 //! whoever merges are told apart from it. All workers prove at the end that they hold what they must: most of it all
-//! hold, which can be merged, and beside it each an eighth as much that no other holds, so that a page of another worker
+//! hold, which can be merged, and beside it each a fortieth as much that no other holds, so that a page of another worker
 //! in its place is found. What that is, workers of the same numbers have said before that nobody merged.
 
 mod compare;

@@ -15,7 +15,7 @@ use super::worker::{Proof, Sum, Worker};
 /// Rows that each backend holds and others hold too, of 330 bytes or so.
 const EQUAL_ROWS: u32 = 40_000;
 /// All that it holds: the rows after them are its own.
-const ROWS: u32 = EQUAL_ROWS + EQUAL_ROWS / 8;
+const ROWS: u32 = EQUAL_ROWS + EQUAL_ROWS / 40;
 /// Rows of a small request.
 const FEW: u32 = 20;
 /// The superuser of the server, who is nobody's user on the machine.

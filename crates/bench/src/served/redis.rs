@@ -10,7 +10,7 @@ use super::worker::{Proof, Sum, Worker};
 /// Keys that every server holds with the same values.
 const KEYS: u32 = 10_000;
 /// Keys after them whose values no other server holds.
-const OWN: u32 = KEYS / 8;
+const OWN: u32 = KEYS / 40;
 /// Keys for one command, where several are read or written.
 const BATCH: u32 = 250;
 /// Keys that are counted up.
@@ -155,7 +155,7 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     #[test]
-    fn servers_hold_the_same_and_an_eighth_of_their_own() {
+    fn servers_hold_the_same_and_a_fortieth_of_their_own() {
         assert_eq!((KEYS % BATCH, OWN % BATCH), (0, 0));
         assert_eq!(content(0, KEYS - 1), content(1, KEYS - 1));
         assert_ne!(content(0, KEYS), content(1, KEYS));

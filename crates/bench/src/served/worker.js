@@ -6,7 +6,7 @@ const readline = require('readline');
 const ENTRIES = 100000;
 const COUNTERS = 20000;
 const TEXTS = 40;
-const SHARE = 8;
+const SHARE = 40;
 const WORDS = 'page fold share store merge worker request answer memory equal kernel digest number letter'.split(' ');
 
 const worker = Number(process.argv[2]);

@@ -15,8 +15,8 @@ ENTRIES = 100_000
 ROWS = 30_000
 COUNTERS = 20_000
 TEXTS = 40
-# Of its own it has an eighth as much: a page of a sibling in its place would be told by its digest.
-SHARE = 8
+# Of its own it has a fortieth as much: a page of a sibling in its place would be told by its digest.
+SHARE = 40
 WORDS = "page fold share store merge worker request answer memory equal kernel digest number letter".split()
 
 
