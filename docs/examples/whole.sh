@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Programs that check themselves, run without pagefold and then under `pagefold run --scope all`. Both must end alike.
 #
-#   docs/examples/whole.sh [NAME...]      python node java postgres stress
+#   docs/examples/whole.sh [NAME...]      python node java redis postgres stress
 #
 # PAGEFOLD names the program (default: pagefold along PATH). What is not installed is said and left out; on Debian:
-# apt install libpython3-testsuite nodejs default-jdk-headless postgresql postgresql-contrib stress-ng. PostgreSQL does not
-# run as root: as root this uses setpriv and the user postgres. Each stressor of stress-ng runs for STRESS_SECONDS (20). The exit status is 1 if anything went otherwise than without.
+# apt install libpython3-testsuite nodejs default-jdk-headless redis-server postgresql postgresql-contrib stress-ng.
+# PostgreSQL does not run as root: as root this uses setpriv and the user postgres, and lets others have a userfaultfd
+# meanwhile. Each stressor of stress-ng runs for STRESS_SECONDS (20). The exit status is 1 if anything went otherwise than
+# without. How many pages were merged is told of each: short tests may end before there is anything to merge.
 set -uo pipefail
 
 pagefold=$(command -v "${PAGEFOLD:-pagefold}") || {
@@ -161,6 +163,77 @@ J
     both "java, G1" java -XX:+UseG1GC -Xmx256m -cp "$here" Check
 }
 
+of_redis() {
+    command -v redis-server >/dev/null && command -v redis-benchmark >/dev/null || {
+        echo "redis: not installed"
+        return
+    }
+    cat >"$here/redis.py" <<'P'
+"""Keys that are checked live and from the snapshot, while redis-benchmark works on others and snapshots are made."""
+import hashlib, socket, subprocess, sys, tempfile, time
+KEYS = 60000
+folder = tempfile.mkdtemp()
+path = folder + '/socket'
+
+def value(number):
+    return hashlib.sha256(b'%d' % (number // 3)).hexdigest().encode() * 4
+
+def start():
+    server = subprocess.Popen(['redis-server', '--port', '0', '--unixsocket', path, '--dir', folder, '--save', ''],
+                              stdout=subprocess.DEVNULL)
+    for _ in range(100):
+        try:
+            link = socket.socket(socket.AF_UNIX)
+            link.connect(path)
+            return server, link.makefile('rwb')
+        except OSError:
+            time.sleep(0.1)
+    sys.exit('no redis-server')
+
+def ask(link, *words):
+    link.write(b'*%d\r\n' % len(words) + b''.join(b'$%d\r\n%s\r\n' % (len(word), word) for word in words))
+    link.flush()
+    return answer(link)
+
+def answer(link):
+    line = link.readline()
+    kind, rest = line[:1], line[1:-2]
+    if kind == b'$':
+        return link.read(int(rest) + 2)[:-2] if int(rest) >= 0 else None
+    assert kind in b'+:', line
+    return rest
+
+def check(link):
+    wrong = [n for n in range(KEYS) if ask(link, b'GET', b'check:%d' % n) != value(n)]
+    assert not wrong, 'wrong keys: %s' % wrong[:5]
+
+server, link = start()
+for number in range(KEYS):
+    ask(link, b'SET', b'check:%d' % number, value(number))
+benchmark = subprocess.Popen(['redis-benchmark', '-s', path, '-q', '-l', '-r', '50000', '-n', '100000', '-c', '20', '-d', '100',
+                              '-t', 'set,get,incr,lpush,lpop,sadd,hset,mset'], stdout=subprocess.DEVNULL)
+end, saves = time.time() + 20, 0
+while time.time() < end:
+    ask(link, b'BGSAVE')
+    while b'rdb_bgsave_in_progress:1' in ask(link, b'INFO', b'persistence'):
+        time.sleep(0.05)
+    assert b'rdb_last_bgsave_status:ok' in ask(link, b'INFO', b'persistence')
+    saves += 1
+    time.sleep(0.3)
+benchmark.kill()
+benchmark.wait()
+check(link)
+ask(link, b'SAVE')
+server.kill()
+server.wait()
+server, link = start()
+check(link)
+server.kill()
+print(saves, 'snapshots')
+P
+    both "redis, benchmark" /usr/bin/python3 "$here/redis.py"
+}
+
 of_postgres() {
     local bin as=()
     bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)
@@ -222,10 +295,10 @@ print("\n".join(json.load(sys.stdin)["trust_lines"]))' >"$here/trust"
     done
 }
 
-[ $# -gt 0 ] || set -- python node java postgres stress
+[ $# -gt 0 ] || set -- python node java redis postgres stress
 for name in "$@"; do
     case $name in
-    python | node | java | postgres | stress) "of_$name" ;;
+    python | node | java | redis | postgres | stress) "of_$name" ;;
     *) echo "whole.sh: no program $name" >&2 && exit 2 ;;
     esac
 done
