@@ -185,9 +185,15 @@ def start():
         try:
             link = socket.socket(socket.AF_UNIX)
             link.connect(path)
-            return server, link.makefile('rwb')
+            file = link.makefile('rwb')
+            file.write(b'PING\r\n')
+            file.flush()
+            if file.readline() == b'+PONG\r\n':
+                return server, file
         except OSError:
-            time.sleep(0.1)
+            pass
+        # Not there yet, or it loads its snapshot.
+        time.sleep(0.1)
     sys.exit('no redis-server')
 
 def ask(link, *words):
