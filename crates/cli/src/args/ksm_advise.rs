@@ -81,6 +81,8 @@ fn pressure(text: &str) -> Result<Pressure, String> {
     }
     for part in text.split(',') {
         match part.split_once('=') {
+            Some(("memory", _)) if found.memory.is_some() => return Err("names memory twice".to_owned()),
+            Some(("cpu", _)) if found.cpu.is_some() => return Err("names cpu twice".to_owned()),
             Some(("memory", value)) => found.memory = Some(percent(value)?),
             Some(("cpu", value)) => found.cpu = Some(percent(value)?),
             _ => return Err("must be `off`, or memory=PERCENT, cpu=PERCENT, or both with a comma".to_owned()),
@@ -98,7 +100,17 @@ mod tests {
         assert_eq!(pressure("off"), Ok(Pressure::default()));
         assert_eq!(pressure("cpu=30"), Ok(Pressure { memory: None, cpu: Some(30.0) }));
         assert_eq!(pressure("memory=0.5,cpu=90"), Ok(Pressure { memory: Some(0.5), cpu: Some(90.0) }));
-        for wrong in ["", "memory", "memory=", "memory=x", "io=5", "memory=101", "memory=5;cpu=6", "cpu=NaN"] {
+        for wrong in [
+            "",
+            "cpu=5,memory=5,cpu=6",
+            "memory",
+            "memory=",
+            "memory=x",
+            "io=5",
+            "memory=101",
+            "memory=5;cpu=6",
+            "cpu=NaN",
+        ] {
             assert!(pressure(wrong).is_err(), "{wrong}");
         }
         assert_eq!((boost("off"), boost("50")), (Ok(Boost::Off), Ok(Boost::Percent(50.0))));

@@ -59,6 +59,12 @@ impl Attempt<'_> {
                 Ok(registers) => registers,
                 Err(refusal) => return Err(self.leave(tracee, refusal)),
             };
+        // Before anything else is looked at: should this process die now, the call is at least made again.
+        if registers.was_interrupted() && registers.call().is_some_and(|call| restart::may_begin_again(call.number.0)) {
+            let mut again = registers;
+            again.set_restart();
+            again.write(tracee).map_err(failed("repair the call of"))?;
+        }
         let rules = Rules::read(tracee).map_err(failed("read the filters of"))?;
         // Once stopped, such a call is made again as restart_syscall(2), which a filter that knows nothing of stops may
         // answer with a signal that kills. Made again as itself it begins anew.
@@ -147,7 +153,8 @@ impl Attempt<'_> {
             self.progress.interrupted += 1;
         }
         // In a slot it may have been repaired before, when a signal came that it ignores.
-        let broken = registers.was_interrupted() || (home.is_some() && registers.will_restart());
+        let anew = || registers.call().is_some_and(|call| restart::begins_anew(call.number.0));
+        let broken = registers.was_interrupted() || registers.will_restart() && (home.is_some() || anew());
         let Some(call) = home.map_or(*registers, |home| home.outside).call().filter(|_| broken) else {
             return Ok(None);
         };

@@ -10,9 +10,9 @@ use super::call::Call;
 
 /// Not in the libc crate.
 #[cfg(target_arch = "x86_64")]
-const SYS_IO_PGETEVENTS: i64 = 333;
+pub(super) const SYS_IO_PGETEVENTS: i64 = 333;
 #[cfg(not(target_arch = "x86_64"))]
-const SYS_IO_PGETEVENTS: i64 = 292;
+pub(super) const SYS_IO_PGETEVENTS: i64 = 292;
 
 /// Where a call has its time-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,16 @@ pub(super) fn time_out(number: i64) -> Option<TimeOut> {
         libc::SYS_pselect6 => TimeOut::Timespec(4),
         _ => return None,
     })
+}
+
+/// True for a call that the kernel makes again by itself, with all of its time.
+pub(super) fn begins_anew(number: i64) -> bool {
+    number == SYS_IO_PGETEVENTS
+}
+
+/// True for a call that bears to be made again, if not in all of its time.
+pub(super) fn may_begin_again(number: i64) -> bool {
+    time_out(number).is_some() || waits_for_socket(number) || number == libc::SYS_semop
 }
 
 /// Calls that may return EINTR for a time-out that their socket has, and have done nothing then.

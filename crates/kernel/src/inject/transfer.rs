@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::call::Call;
 use super::place;
+use super::restart::SYS_IO_PGETEVENTS;
 use crate::units::{Pid, page_size};
 
 /// Where such a call says how much it is to move.
@@ -18,6 +19,8 @@ enum Amount {
     Buffers { at: u64, count: u64 },
     /// In the buffers of the message (`struct msghdr`) at this address.
     Message(u64),
+    /// It has moved what it was to move, and waited for something else.
+    All,
 }
 
 /// UIO_MAXIOV: a call takes no more buffers.
@@ -33,10 +36,13 @@ fn amount(Call { number, arguments }: &Call) -> Option<Amount> {
         libc::SYS_sendmsg => Amount::Message(arguments[1]),
         libc::SYS_recvmsg if waits_for_all(2) => Amount::Message(arguments[1]),
         libc::SYS_sendfile => Amount::Argument(3),
-        libc::SYS_splice => Amount::Argument(4),
+        libc::SYS_splice | libc::SYS_copy_file_range => Amount::Argument(4),
+        libc::SYS_tee => Amount::Argument(2),
         libc::SYS_getrandom => Amount::Argument(1),
         // Events; one is waited for by most.
-        libc::SYS_io_getevents if arguments[1] > 1 => Amount::Argument(1),
+        libc::SYS_io_getevents | SYS_IO_PGETEVENTS if arguments[1] > 1 => Amount::Argument(1),
+        // It says what it has submitted, whether or not it has waited for completions to the end.
+        libc::SYS_io_uring_enter if arguments[1] > 0 && arguments[2] > 0 => Amount::All,
         _ => return None,
     })
 }
@@ -92,6 +98,7 @@ fn is_short(call: &Call, result: i64, read: impl Fn(u64) -> Option<[i64; 2]>, is
     };
     let total = |amount: Amount| match amount {
         Amount::Argument(argument) => call.arguments[argument],
+        Amount::All => u64::MAX,
         Amount::Buffers { at, count } => buffers(at, count),
         Amount::Message(at) => at.checked_add(16).and_then(words).map_or(0, |[at, count]| buffers(at, count)),
     };
@@ -143,6 +150,11 @@ mod tests {
         assert!(transfers(&call(libc::SYS_recvfrom, [0, 0, 1000, all, 0, 0])));
         assert!(transfers(&call(libc::SYS_recvmsg, [0, 0, all, 0, 0, 0])));
         assert!(!transfers(&call(libc::SYS_io_getevents, [0, 1, 8, 0, 0, 0])));
+        assert!(transfers(&call(SYS_IO_PGETEVENTS, [0, 2, 8, 0, 0, 0])));
+        assert!(transfers(&call(libc::SYS_copy_file_range, [3, 0, 4, 0, 1 << 20, 0])));
+        let submits = call(libc::SYS_io_uring_enter, [3, 1, 1, 1, 0, 0]);
+        assert!(transfers(&submits) && is_short(&submits, 1, |_| None, |_| false));
+        assert!(!transfers(&call(libc::SYS_io_uring_enter, [3, 0, 1, 1, 0, 0])));
     }
 
     #[test]

@@ -113,10 +113,12 @@ impl Tracefs {
         for entry in Dir::new(folder.map_err(failed)?).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
             // Whoever holds the lock lives. One whose maker has not come to lock it looks again after he has.
-            if name.starts_with(PREFIX)
-                && self.lock(&name).is_ok_and(|held| held.is_some())
-                && self.remove(&name).is_ok()
-            {
+            if !name.starts_with(PREFIX) {
+                continue;
+            }
+            // Held until it is gone: its maker could come to lock it meanwhile.
+            let held = self.lock(&name);
+            if matches!(held, Ok(Some(_))) && self.remove(&name).is_ok() {
                 removed.push(name);
             }
         }

@@ -7,7 +7,7 @@ use pagefold_kernel::inject::{Call, Options, inject};
 use crate::harness::{Target, wait_until};
 
 /// All that sleep or compute for themselves.
-const ALL: [&str; 18] = [
+const ALL: [&str; 19] = [
     "nanosleep",
     "clock_nanosleep",
     "poll",
@@ -18,6 +18,7 @@ const ALL: [&str; 18] = [
     "sigtimedwait",
     "semtimedop",
     "io_getevents",
+    "io_pgetevents",
     "ppoll",
     "select",
     "recv_timed",
@@ -60,6 +61,7 @@ fn a_time_out_is_not_put_off() {
         "sigtimedwait_long",
         "semtimedop_long",
         "io_getevents_long",
+        "io_pgetevents_long",
     ];
     let mut target = Target::start(&roles);
     // Each of them is stopped some hundred times in one of its waits of 400 ms.

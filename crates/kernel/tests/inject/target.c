@@ -173,6 +173,7 @@ TIMED(epoll_pwait2, struct epoll_event e; int ep = epoll_create1(0), 0, SYS_epol
 TIMED(sigtimedwait, sigset_t s; sigemptyset(&s); sigaddset(&s, SIGUSR2), -EAGAIN, SYS_rt_sigtimedwait, P(&s), 0, P(&t), 8, 5, 6)
 TIMED(semtimedop, int id = semget(IPC_PRIVATE, 1, 0600); struct sembuf s = {.sem_op = -1}, -EAGAIN, SYS_semtimedop, id, P(&s), 1, P(&t), 5, 6)
 TIMED(io_getevents, unsigned long ctx = 0; char ev[64]; syscall(SYS_io_setup, 4, &ctx), 0, SYS_io_getevents, ctx, 1, 1, P(ev), P(&t), 6)
+TIMED(io_pgetevents, unsigned long ctx = 0; char ev[64]; syscall(SYS_io_setup, 4, &ctx), 0, SYS_io_pgetevents, ctx, 1, 1, P(ev), P(&t), 0)
 
 /* Calls with their rest of time written back: the register checks of TIMED, not that of the structure. */
 static void work_ppoll(struct role *r) {
@@ -545,13 +546,13 @@ static struct role roles[] = {
 #define ROLE(NAME) {#NAME, work_##NAME}
 #define LONG(NAME) {#NAME "_long", work_##NAME}
     ROLE(nanosleep), ROLE(clock_nanosleep), ROLE(poll), ROLE(futex_timed), ROLE(epoll_timed), ROLE(epoll_pwait), ROLE(epoll_pwait2),
-    ROLE(sigtimedwait), ROLE(semtimedop), ROLE(io_getevents), ROLE(ppoll), ROLE(select), ROLE(recv_timed), ROLE(read), ROLE(futex),
+    ROLE(sigtimedwait), ROLE(semtimedop), ROLE(io_getevents), ROLE(io_pgetevents), ROLE(ppoll), ROLE(select), ROLE(recv_timed), ROLE(read), ROLE(futex),
     ROLE(epoll), ROLE(accept), ROLE(compute), ROLE(read_forever), ROLE(epoll_forever), ROLE(epoll_hour), ROLE(epoll_pwait2_hour),
     ROLE(sleep_hour), ROLE(futex_forever), ROLE(fibers), ROLE(write_all), ROLE(fork_when_told), ROLE(fork), ROLE(threads), ROLE(vfork), ROLE(vfork_forever),
     ROLE(ppoll_open), ROLE(pselect_open), ROLE(epoll_pwait_open), ROLE(epoll_pwait_open_hour), ROLE(sigsuspend_open),
     ROLE(ppoll_closed), ROLE(epoll_pwait_closed), ROLE(epoll_pwait_closed_hour),
     ROLE(rseq), ROLE(hidden), ROLE(strict), ROLE(caught), ROLE(stepping),
-    LONG(nanosleep), LONG(poll), LONG(futex_timed), LONG(epoll_timed), LONG(epoll_pwait2), LONG(sigtimedwait), LONG(semtimedop), LONG(io_getevents),
+    LONG(nanosleep), LONG(poll), LONG(futex_timed), LONG(epoll_timed), LONG(epoll_pwait2), LONG(sigtimedwait), LONG(semtimedop), LONG(io_getevents), LONG(io_pgetevents),
 };
 #define ROLES (sizeof roles / sizeof *roles)
 
