@@ -67,6 +67,8 @@ pub extern "C" fn dispatch(registers: &mut Registers) {
         registers.rax = registers.raw() as u64;
         return;
     }
+    // As the kernel takes it.
+    registers.rax &= 0xffff_ffff;
     if matches!(registers.rax, nr::EXECVE | nr::EXECVEAT) {
         registers.rax = execute::execute(registers) as u64;
         return;
@@ -74,7 +76,7 @@ pub extern "C" fn dispatch(registers: &mut Registers) {
     child::notice();
     let result = match registers.rax {
         nr::PROCESS_MADVISE => process_madvise(registers),
-        nr::MADVISE => handle(&spare_frames(registers)),
+        nr::MADVISE => spare_frames(registers, handle),
         _ => handle(registers),
     };
     registers.rax = result as u64;
@@ -174,6 +176,7 @@ fn replaced(call: &Registers, range: Option<(u64, u64)>) -> i64 {
 }
 
 /// A call that replaces memory may unmap it and fail then: what lies there later has not been merged.
+#[inline(never)]
 pub(crate) fn disown_holes(locked: &Locked<'_>, start: u64, end: u64) {
     let known = (0..LOOKS).any(|_| {
         let mut at = start;

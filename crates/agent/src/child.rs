@@ -52,7 +52,8 @@ pub(crate) fn notice() {
     if word.load(SeqCst) == 1 {
         return;
     }
-    // A copy. The first thread tidies up, others wait for it.
+    // A copy. The first thread tidies up, others wait for it. A handler of its own must not.
+    let mask = sys::block_signals();
     if word.compare_exchange(0, 2, SeqCst, SeqCst).is_ok() {
         STATE.forget_helper();
         forget_what_was_not_copied();
@@ -66,4 +67,5 @@ pub(crate) fn notice() {
             sys::let_others_run(turns);
         }
     }
+    sys::restore_signals(mask);
 }

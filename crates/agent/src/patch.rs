@@ -283,15 +283,15 @@ fn trampoline(code: &mut Code, site: &Site) -> bool {
                 && code.jump(entries.call)
         }
         _ if number == ANY => {
-            // syscall(): the number is in rax. Bytes from here to the two targets at the end:
-            const COMPARES: u8 = 6 + 6 + 8 + 6 + 6;
+            // syscall(): the number is in eax, all of rax being the program's. Bytes from here to the two targets at the end:
+            const COMPARES: u8 = 5 + 5 + 7 + 5 + 5;
             const CALL: u8 = 10 + 14;
             const DIRECT: u8 = 2 + 14;
-            code.put(&[0x48, 0x83, 0xf8, 56, 0x74, COMPARES - 6 + CALL + DIRECT]) // clone
-                && code.put(&[0x48, 0x83, 0xf8, 57, 0x74, COMPARES - 12 + CALL + DIRECT]) // fork
-                && code.put(&[0x48, 0x3d, 0xb3, 1, 0, 0, 0x74, COMPARES - 20 + CALL + DIRECT]) // clone3
-                && code.put(&[0x48, 0x83, 0xf8, 58, 0x74, COMPARES - 26 + CALL]) // vfork: returns twice
-                && code.put(&[0x48, 0x83, 0xf8, 15, 0x74, COMPARES - 32 + CALL]) // rt_sigreturn: never returns
+            code.put(&[0x83, 0xf8, 56, 0x74, COMPARES - 5 + CALL + DIRECT]) // clone
+                && code.put(&[0x83, 0xf8, 57, 0x74, COMPARES - 10 + CALL + DIRECT]) // fork
+                && code.put(&[0x3d, 0xb3, 1, 0, 0, 0x74, COMPARES - 17 + CALL + DIRECT]) // clone3
+                && code.put(&[0x83, 0xf8, 58, 0x74, COMPARES - 22 + CALL]) // vfork: returns twice
+                && code.put(&[0x83, 0xf8, 15, 0x74, COMPARES - 27 + CALL]) // rt_sigreturn: never returns
                 && code.r11(back)
                 && code.jump(entries.call)
                 && code.put(&[0x0f, 0x05])

@@ -4,7 +4,8 @@
 //! kill the program for one, or answer it with an error that the gate would take for the kernel's (an answer to gettid is
 //! who holds a lock). So before a filter is there it is tried on each of these calls. One that lets them all through, as
 //! those do that forbid a list of dangerous calls, changes nothing but that no helper is started any more. Before any other
-//! one everything gets its own pages back, nothing is merged from then on, and the gate makes no call but the program's own.
+//! one everything gets its own pages back, nothing is merged from then on, and the gate makes no call but the program's own,
+//! as the program makes them. So it does under one that answers anything with a signal or asks somebody, whatever it is about.
 //!
 //! What if another thread is inside of the gate at that moment? A filter binds the thread that installs it, and those that
 //! it starts; only with SECCOMP_FILTER_FLAG_TSYNC also those that are there, for which this is a race that is left.
@@ -95,14 +96,30 @@ fn lets_gate_through(program: u64) -> Option<bool> {
     let answer = sys::read_own(own, at, buffer).then(|| {
         // SAFETY: of any bytes; the memory is a page's beginning, and longer.
         let filter = unsafe { core::slice::from_raw_parts(copy as *const Instruction, len) };
-        OWN.iter().all(|(number, arguments)| {
-            let verdict = verdict(filter, &facts(*number, arguments)).map(|verdict| verdict & ACTION);
-            matches!(verdict, Some(ALLOW | LOG))
-        })
+        !may_wait_or_trap(filter)
+            && OWN.iter().all(|(number, arguments)| {
+                let verdict = verdict(filter, &facts(*number, arguments)).map(|verdict| verdict & ACTION);
+                matches!(verdict, Some(ALLOW | LOG))
+            })
     });
     // SAFETY: mapped above; nothing refers to it any more.
     unsafe { sys::free(copy, room) };
     answer
+}
+
+/// Whether a filter has an answer to some call, also to one of the program's, that does not come back as an error: a signal
+/// that is to be handled, or somebody who is asked. The gate makes the program's calls with signals blocked, where such a
+/// signal kills, and forks with a lock that whoever is asked may wait for.
+fn may_wait_or_trap(filter: &[Instruction]) -> bool {
+    const RETURN: u16 = 0x06;
+    const RETURN_A: u16 = 0x16;
+    const TRAP: u32 = 0x0003_0000;
+    const NOTIFY: u32 = 0x7fc0_0000;
+    const TRACE: u32 = 0x7ff0_0000;
+    filter.iter().any(|instruction| {
+        let answer = instruction.k & ACTION;
+        instruction.code == RETURN_A || instruction.code == RETURN && matches!(answer, TRAP | NOTIFY | TRACE)
+    })
 }
 
 /// `struct seccomp_data` as words.
@@ -262,6 +279,14 @@ mod tests {
             instruction(0x06, 0, 0, 0),
         ];
         assert_eq!(lets_through(&sum), Some(true));
+    }
+
+    #[test]
+    fn answers_that_do_not_come_back_as_errors() {
+        for answer in [0x0003_0000, 0x7fc0_0000, 0x7ff0_0007] {
+            assert_eq!(lets_through(&list(&[101], answer, ALLOW)), Some(false), "{answer:#x}");
+        }
+        assert_eq!(lets_through(&list(&[101], 0x0005_0001, ALLOW)), Some(true));
     }
 
     #[test]

@@ -163,6 +163,8 @@ pub extern "C" fn before_clone(frame: &mut Frame) {
     }
     child::notice();
     let registers = &mut frame.registers;
+    // As the kernel takes it.
+    registers.rax &= 0xffff_ffff;
     let (flags, stack) = match registers.rax {
         nr::CLONE => (registers.rdi, registers.rsi),
         nr::CLONE3 => match clone_args(registers) {
@@ -232,14 +234,15 @@ fn clone_args(registers: &Registers) -> Option<(u64, u64)> {
     let mut words = [[0_u8; 8]; STACK + 1];
     // The size of the first version of struct clone_args, which nobody falls below.
     (registers.rsi >= 64).then_some(())?;
-    if !sys::read_own(sys::getpid(), registers.rdi, words.as_flattened_mut()) {
-        if !sys::is_readable(registers.rdi) {
-            return None;
-        }
-        // A filter of where this runs forbids to read in that way.
-        // SAFETY: its first word was read just now. The caller passes a structure of this length; the kernel would read it
-        // next.
-        words = unsafe { (registers.rdi as *const [[u8; 8]; STACK + 1]).read_unaligned() };
+    let last = registers.rdi.saturating_add(8 * STACK as u64 + 4);
+    if registers.rdi.is_multiple_of(8) {
+        // By a call that no filter forbids.
+        (sys::is_readable(registers.rdi) && sys::is_readable(last)).then_some(())?;
+        // SAFETY: its first and last bytes were read just now, and it lies in two pages at most. The caller passes a structure
+        // of this length; the kernel would read it next.
+        words = unsafe { (registers.rdi as *const [[u8; 8]; STACK + 1]).read() };
+    } else {
+        sys::read_own(sys::getpid(), registers.rdi, words.as_flattened_mut()).then_some(())?;
     }
     let word = |index: usize| u64::from_le_bytes(words[index]);
     Some((word(0), word(STACK)))

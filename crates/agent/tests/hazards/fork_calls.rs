@@ -12,6 +12,8 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("fork_leaves_memory_behind", leaves_memory_behind),
     ("replaced_and_failed", replaced_and_failed),
     ("bad_clone3", bad_clone3),
+    ("child_meets_a_signal", child_meets_a_signal),
+    ("long_numbers", long_numbers),
 ];
 
 const FIRST: u64 = 71_000;
@@ -157,6 +159,11 @@ fn bad_clone3() {
     assert_eq!(call(8, 64), (-1, libc::EFAULT));
     assert_eq!(call(0, 8), (-1, libc::EINVAL));
     assert_eq!(call(one.end() - 8, 1 << 20), (-1, libc::E2BIG));
+    // Its end is not there; and nowhere, from an odd address.
+    let edge = Region::map(2);
+    edge.part(1, 2).unmap();
+    assert_eq!(call(edge.address(1) - 32, 64), (-1, libc::EFAULT));
+    assert_eq!(call(edge.address(1) - 31, 64), (-1, libc::EFAULT));
     one.check_from(FIRST);
     reap(fork(|| one.check_from(FIRST)));
 }
@@ -165,4 +172,60 @@ fn bad_clone3() {
 #[test]
 fn v18_a_clone3_that_the_kernel_refuses_is_refused() {
     Stand::on_request().run("bad_clone3");
+}
+
+extern "C" fn maps_memory(_: i32) {
+    Region::map(1).unmap();
+}
+
+/// A signal arrives while a child makes its first call through the gate, which tidies up what the parent had.
+fn child_meets_a_signal() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    assert_eq!(one.advise(libc::MADV_DONTFORK), 0);
+    let handler = maps_memory as extern "C" fn(i32);
+    // SAFETY: a handler that maps and unmaps.
+    unsafe { libc::signal(libc::SIGUSR1, handler as usize) };
+    for round in 0..600 {
+        let child = fork(|| {
+            Region::map(1).unmap();
+            two.part(0, 3).check_from(FIRST_OF_LARGE);
+        });
+        std::thread::sleep(Duration::from_micros(round % 30 * 10));
+        // SAFETY: the child is there until it is reaped.
+        unsafe { libc::kill(child, libc::SIGUSR1) };
+        reap(child);
+    }
+}
+
+/// Seen to hang: the handler waited until the call that it had interrupted was over.
+#[test]
+fn h7_a_handler_in_a_childs_first_call_waits_for_nobody() {
+    Stand::of_all(|_| true).run("child_meets_a_signal");
+}
+
+/// The kernel takes the lower half of a call's number.
+fn long_numbers() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    let number = |number: i64| 1 << 32 | number;
+    // SAFETY: the child ends at once.
+    let child = unsafe { libc::syscall(number(libc::SYS_fork)) };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: ends this process, whose memory it is.
+        unsafe { libc::_exit(i32::from(!two.holds(7, FIRST_OF_LARGE + 7))) };
+    }
+    reap(child as i32);
+    // SAFETY: discards memory of the victim.
+    let done = unsafe { libc::syscall(number(libc::SYS_madvise), one.pointer(4), 8 * page(), libc::MADV_DONTNEED) };
+    assert_eq!(done, 0);
+    one.part(4, 12).check_zero();
+    two.check_from(FIRST_OF_LARGE);
+}
+
+/// Seen to fail: the child of a fork that nobody had taken for one crashed.
+#[test]
+fn v18_numbers_of_calls_are_taken_as_the_kernel_takes_them() {
+    Stand::of_all(|_| true).run("long_numbers");
 }

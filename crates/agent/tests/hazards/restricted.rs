@@ -10,6 +10,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("filter_answers", filter_answers),
     ("filter_of_few", filter_of_few),
     ("filter_refused", filter_refused),
+    ("filter_traps", filter_traps),
 ];
 
 const FIRST: u64 = 61_000;
@@ -161,4 +162,39 @@ fn c4_what_the_kernel_refuses_changes_nothing() {
     let stand = Stand::of_all(|_| true);
     stand.run("filter_refused");
     assert!(stand.summary().stopped.is_empty());
+}
+
+const TRAP: u32 = 0x0003_0000;
+
+extern "C" fn answers(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the context of the call that was trapped.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    registers[libc::REG_RAX as usize] = -i64::from(libc::EPERM);
+}
+
+/// As sandboxes emulate calls: a handler answers in the kernel's place.
+fn filter_traps() {
+    let (one, two) = pair();
+    wait_whole(one, two);
+    let handler = answers as extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+    // SAFETY: a handler for traps.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        (action.sa_sigaction, action.sa_flags) = (handler as usize, libc::SA_SIGINFO);
+        assert_eq!(libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()), 0);
+    }
+    forbid_for_good(&[libc::SYS_mlock, libc::SYS_clone, libc::SYS_fork], TRAP);
+    // SAFETY: would lock pages of the victim, and fork.
+    let refused = unsafe { (libc::mlock(one.pointer(0), 4096), libc::fork()) };
+    assert_eq!(refused, (-1, -1));
+    two.check_from(FIRST);
+    one.part(10, 20).advise(libc::MADV_DONTNEED);
+    one.part(10, 20).check_zero();
+    assert_eq!(one.merged() + two.merged(), 0);
+}
+
+/// Seen to fail: the program's own calls were made with signals blocked, and the trap killed it.
+#[test]
+fn c4_traps_reach_their_handler() {
+    Stand::of_all(|_| true).run("filter_traps");
 }
