@@ -326,7 +326,7 @@ mod tests {
         let mut group = Group::start(&program, &plain, 2, &folder.path().join("two")).unwrap();
         assert_eq!(group.wrong(&expected).unwrap(), 0);
         // The second worker's text at one place, as worker.py makes it, becomes the first one's.
-        let text = |worker: u64| format!("{:08x}", (worker * 1_000_003 + 5000) * 2_654_435_761 % (1 << 30)).repeat(3);
+        let text = |worker: u64| format!("{:08x}", (worker * 1_000_003 + 1000) * 2_654_435_761 % (1 << 30)).repeat(3);
         let second =
             |pid: kernel::Pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap().ends_with(b"worker.py\x001\0");
         let tree = host::tree(group.root()).unwrap();
