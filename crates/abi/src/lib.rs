@@ -10,6 +10,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod cbpf;
 pub mod control;
 pub mod frozen;
 pub mod mark;

@@ -4,6 +4,8 @@
 //! capability (it would keep those that the program gives up later) and lets the kernel refuse every call but the few
 //! that a batch consists of. The filter binds this process only; the program's threads are not touched.
 
+use abi::cbpf::Instruction;
+
 use crate::sys::{self, nr, sys};
 
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
@@ -39,16 +41,6 @@ const ALLOWED: [u64; 21] = [
     nr::EXIT,
     nr::EXIT_GROUP,
 ];
-
-/// `struct sock_filter`.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Instruction {
-    pub(crate) code: u16,
-    pub(crate) if_true: u8,
-    pub(crate) if_false: u8,
-    pub(crate) k: u32,
-}
 
 const LOAD: u16 = 0x20;
 const JUMP_EQUAL: u16 = 0x15;

@@ -15,11 +15,12 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
+use abi::cbpf::{self, Instruction};
 use abi::control::stop;
 use abi::told::helper;
 
 use crate::calls::{Registers, unmerge_all};
-use crate::filter::{ALLOW, AUDIT_ARCH_X86_64, Instruction};
+use crate::filter::{ALLOW, AUDIT_ARCH_X86_64};
 use crate::state::STATE;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE};
 use crate::sys::{advice, errno, failed, nr, page_up};
@@ -134,62 +135,9 @@ fn facts(number: u64, arguments: &[u64; 4]) -> [u32; 16] {
     facts
 }
 
-/// What a filter says: classic BPF, as far as seccomp takes it (seccomp_check_filter in kernel/seccomp.c). `None` for one
-/// that it does not take.
+/// What a filter says.
 fn verdict(filter: &[Instruction], facts: &[u32; 16]) -> Option<u32> {
-    let (mut a, mut x, mut memory) = (0_u32, 0_u32, [0_u32; 16]);
-    let mut next = 0;
-    // It only ever jumps ahead.
-    while let Some(Instruction { code, if_true, if_false, k }) = filter.get(next) {
-        let k = *k;
-        let (class, operation) = (code & 7, code & 0xf0);
-        let operand = if code & 8 == 0 { k } else { x };
-        let slot = k as usize;
-        next += 1;
-        match (class, *code) {
-            (_, 0x20) => a = *facts.get(slot / 4)?,
-            (_, 0x80) => a = 64,
-            (_, 0x81) => x = 64,
-            (_, 0x00) => a = k,
-            (_, 0x01) => x = k,
-            (_, 0x60) => a = *memory.get(slot)?,
-            (_, 0x61) => x = *memory.get(slot)?,
-            (_, 0x02) => *memory.get_mut(slot)? = a,
-            (_, 0x03) => *memory.get_mut(slot)? = x,
-            (_, 0x07) => x = a,
-            (_, 0x87) => a = x,
-            (_, 0x06) => return Some(k),
-            (_, 0x16) => return Some(a),
-            (_, 0x05) => next += slot,
-            (5, _) => {
-                let taken = match operation {
-                    0x10 => a == operand,
-                    0x20 => a > operand,
-                    0x30 => a >= operand,
-                    0x40 => a & operand != 0,
-                    _ => return None,
-                };
-                next += usize::from(if taken { *if_true } else { *if_false });
-            }
-            (4, _) => {
-                a = match operation {
-                    0x00 => a.wrapping_add(operand),
-                    0x10 => a.wrapping_sub(operand),
-                    0x20 => a.wrapping_mul(operand),
-                    0x30 => a.checked_div(operand)?,
-                    0x40 => a | operand,
-                    0x50 => a & operand,
-                    0x60 => a.checked_shl(operand).unwrap_or(0),
-                    0x70 => a.checked_shr(operand).unwrap_or(0),
-                    0x80 => a.wrapping_neg(),
-                    0xa0 => a ^ operand,
-                    _ => return None,
-                };
-            }
-            _ => return None,
-        }
-    }
-    None
+    cbpf::run(|at| filter.get(at).copied(), |offset| facts.get(offset as usize / 4).copied())
 }
 
 #[cfg(test)]
