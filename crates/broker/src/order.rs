@@ -98,6 +98,12 @@ pub(crate) struct Queue {
 /// A page and what became of it.
 pub(crate) type Result1 = (Item, Outcome);
 
+/// Whether what stood in a page's way is over after a moment. The kernel itself holds what was just populated, until it
+/// empties its batches.
+pub(crate) const fn is_soon_over(outcome: Outcome) -> bool {
+    matches!(outcome, Outcome::GateBusy | Outcome::NoCheck | Outcome::ThreadsChanged | Outcome::Referenced)
+}
+
 impl Queue {
     pub(crate) fn push(&mut self, mut order: Order) {
         while order.items.len() > PLAN_PAGES {

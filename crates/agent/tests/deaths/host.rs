@@ -62,8 +62,8 @@ pub(crate) fn broker(all: bool) {
 
 fn serde_json(summary: &broker::Summary) -> String {
     format!(
-        "{} {} {} {} {}",
-        summary.processes, summary.merges, summary.retaken, summary.pages_sharing, summary.pages_unfit
+        "{} {} {} {} {} {:?}",
+        summary.processes, summary.merges, summary.retaken, summary.pages_sharing, summary.pages_unfit, summary.refused
     )
 }
 

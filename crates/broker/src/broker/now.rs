@@ -11,7 +11,7 @@ use page::{Kind, PageRange};
 use super::Broker;
 use super::tick::pieces;
 use crate::cycle::Findings;
-use crate::order::{Item, Result1, Task};
+use crate::order::{Item, Result1, Task, is_soon_over};
 use crate::view::numbers;
 use crate::wishes::MergeReport;
 
@@ -36,10 +36,7 @@ impl Notes {
                 Outcome::Merged | Outcome::Retaken if who == self.owner => self.report.pages_merged += 1,
                 Outcome::Merged | Outcome::Retaken => self.report.pages_merged_elsewhere += 1,
                 Outcome::Zero if who == self.owner => self.report.zero_pages += 1,
-                // What was just populated is held by the kernel itself, until its batches are drained.
-                Outcome::GateBusy | Outcome::NoCheck | Outcome::ThreadsChanged | Outcome::Referenced
-                    if self.tries < TRIES =>
-                {
+                refusal if self.tries < TRIES && is_soon_over(*refusal) => {
                     self.again.entry(who).or_default().push(*item);
                 }
                 refusal => {

@@ -38,7 +38,7 @@ impl Broker {
             for item in &left {
                 let page = PageNumber(item.address / page_size());
                 if let Some(area) = member.view.area_of(page) {
-                    area.ages.refused(page);
+                    area.refused(page, false);
                 }
             }
             self.totals.refused.add("budget", left.len() as u64);

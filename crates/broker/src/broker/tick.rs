@@ -13,7 +13,7 @@ use super::Broker;
 use crate::account::SegmentFile;
 use crate::cycle::{Findings, Look, Regions, fill, look};
 use crate::member::Member;
-use crate::order::{Item, Result1, Task};
+use crate::order::{Item, Result1, Task, is_soon_over};
 
 /// Contents that are copied into the store at one time: some segments, so that those that stay short are few.
 const FILL_AT_ONCE: usize = 1024;
@@ -269,7 +269,7 @@ impl Broker {
             let offset = number.0 - area.ages.range().start.0;
             match outcome {
                 Outcome::Merged | Outcome::Retaken => {
-                    area.ages.merged(number);
+                    area.merged(number);
                     merged += 1;
                     if *outcome == Outcome::Merged {
                         self.totals.merges += 1;
@@ -294,7 +294,7 @@ impl Broker {
                 refusal => {
                     stale |= *refusal == Outcome::LayoutChanged;
                     self.drain_due |= *refusal == Outcome::Referenced;
-                    area.ages.refused(number);
+                    area.refused(number, is_soon_over(*refusal));
                     self.totals.refused.count(*refusal);
                 }
             }
