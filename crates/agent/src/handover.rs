@@ -8,16 +8,14 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use abi::control::stop;
 
-use crate::ask::{release, ring, unmerge};
-use crate::calls::{Registers, gated, publish};
+use crate::ask::{release, ring};
+use crate::calls::{Registers, publish};
 use crate::elf::for_each_mapping;
+use crate::plain::once_plain;
 use crate::state::STATE;
 use crate::sys::{self, errno, nr, sys};
 use crate::table::Locked;
 use crate::{child, spawn};
-
-/// How often un-merging is tried anew when other threads keep merging pages into the range.
-pub(crate) const UNMERGE_TRIES: u32 = 4;
 
 /// What came of handing a range over. The numbers are the image's answer to the library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,27 +106,17 @@ pub fn unmergeable(start: u64, end: u64) -> bool {
 }
 
 fn take_back(start: u64, end: u64) -> bool {
-    for _ in 0..UNMERGE_TRIES {
-        if !unmerge(start, end) {
-            return false;
-        }
-        let done = gated(|locked| {
-            let plain = STATE.table.next_merged(start, end).is_none();
-            if plain {
-                STATE.layout_changes();
-                locked.prepare_to_disown(start, end);
-                locked.disown(start, end);
-                publish();
-            }
-            plain
-        });
-        if done {
-            // It may have been registered for tracking up to here; from now on nobody does that.
-            release(start, end);
-            return true;
-        }
+    let disown = |locked: &Locked<'_>| {
+        locked.prepare_to_disown(start, end);
+        locked.disown(start, end);
+        publish();
+    };
+    let taken = once_plain(start, end, disown).is_some();
+    if taken {
+        // It may have been registered for tracking up to here; from now on nobody does that.
+        release(start, end);
     }
-    false
+    taken
 }
 
 /// Puts what is mapped of a range under management.

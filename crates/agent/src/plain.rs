@@ -1,4 +1,4 @@
-//! Calls before which a range gets its own pages back: what they ask for cannot be had of the store's.
+//! What can only be done to plain memory: before it a range gets its own pages back.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -7,31 +7,41 @@ use abi::control::policies;
 use crate::ask::{release, unmerge};
 use crate::calls::{Registers, gated, touches};
 use crate::elf::for_each_mapping;
-use crate::handover::UNMERGE_TRIES;
 use crate::scope;
 use crate::state::STATE;
 use crate::sys::errno;
+use crate::table::Locked;
+
+/// How often un-merging is tried anew when other threads keep merging pages into the range.
+pub(crate) const UNMERGE_TRIES: u32 = 4;
 
 /// A call that only plain memory bears: the range gets its own copies back first. `error` is the answer if it cannot.
 pub(crate) fn on_plain(call: &Registers, range: Option<(u64, u64)>, error: i64) -> i64 {
     let Some((start, end)) = touches(range) else { return scope::past(call, [range, None]) };
-    for _ in 0..UNMERGE_TRIES {
-        if !unmerge(start, end) {
-            return -error;
-        }
-        if let Some(result) = while_plain(start, end, || call.raw()) {
-            return result;
-        }
-    }
-    -error
+    once_plain(start, end, |_| call.raw()).unwrap_or(-error)
 }
 
-/// Makes a call, unless other threads have had pages merged meanwhile.
-fn while_plain(start: u64, end: u64, call: impl FnOnce() -> i64) -> Option<i64> {
-    gated(|_| {
+/// Gives a range its own pages back, and acts inside of the gate while it has them. `None` if others hold pages, or have
+/// them merged again and again.
+pub(crate) fn once_plain<T>(start: u64, end: u64, act: impl Fn(&Locked<'_>) -> T) -> Option<T> {
+    for _ in 0..UNMERGE_TRIES {
+        if !unmerge(start, end) {
+            return None;
+        }
+        let done = while_plain(start, end, &act);
+        if done.is_some() {
+            return done;
+        }
+    }
+    None
+}
+
+/// Acts inside of the gate, unless other threads have had pages merged meanwhile.
+fn while_plain<T>(start: u64, end: u64, act: impl FnOnce(&Locked<'_>) -> T) -> Option<T> {
+    gated(|locked| {
         STATE.table.next_merged(start, end).is_none().then(|| {
             STATE.layout_changes();
-            call()
+            act(locked)
         })
     })
 }
@@ -67,7 +77,7 @@ pub(crate) fn collapse(call: &Registers, range: Option<(u64, u64)>) -> i64 {
             return -errno::EAGAIN;
         }
         release(start, end);
-        match while_plain(start, end, || collapse_pieces(call, start, end)) {
+        match while_plain(start, end, |_| collapse_pieces(call, start, end)) {
             Some(refused) if refused == -errno::EINVAL => result = refused,
             Some(answer) => return answer,
             None => {}

@@ -25,10 +25,10 @@ use abi::told::helper;
 
 use abi::mark::Mark;
 
-use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn, unmerge};
-use crate::calls::{Registers, USER_END, gated, known, publish, reach, unmerge_all};
+use crate::ask::{HELPERS, bring_helper, end_turn, is_served, served, take_turn};
+use crate::calls::{Registers, USER_END, known, publish, reach, unmerge_all};
 use crate::gate;
-use crate::handover::UNMERGE_TRIES;
+use crate::plain::once_plain;
 use crate::space::Space;
 use crate::spawn;
 use crate::state::{STATE, unwilling};
@@ -118,22 +118,7 @@ pub(crate) fn handle(call: &Registers) -> i64 {
 /// Gives a range its own pages back, and has it stay managed without being merged again: what was merged consists of several
 /// mappings, which the program takes for one, and the gate has to move them when it does. `false` if others hold pages.
 fn leave_alone(start: u64, end: u64) -> bool {
-    for _ in 0..UNMERGE_TRIES {
-        if !unmerge(start, end) {
-            return false;
-        }
-        let done = gated(|_| {
-            let plain = STATE.table.next_merged(start, end).is_none();
-            if plain {
-                STATE.table.set(start, end, Mark::EXCLUDED);
-            }
-            plain
-        });
-        if done {
-            return true;
-        }
-    }
-    false
+    once_plain(start, end, |_| STATE.table.set(start, end, Mark::EXCLUDED)).is_some()
 }
 
 /// Makes a call that touches nothing managed. Where the broker chooses it is made as a reader of the gate, so that nothing

@@ -9,10 +9,12 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
+use crate::ask::unmerge;
 use crate::calls::{Registers, dispatch};
+use crate::plain::UNMERGE_TRIES;
 use crate::state::STATE;
-use crate::sys::{self, CLONE_THREAD, CLONE_VFORK, CLONE_VM, nr};
-use crate::{alone, child, gate};
+use crate::sys::{self, CLONE_SETTLS, CLONE_THREAD, CLONE_VFORK, CLONE_VM, nr};
+use crate::{alone, child, gate, threads};
 
 global_asm!(
     // Runs \inner with the registers as they are, in a frame that can be unwound.
@@ -146,6 +148,9 @@ pub(crate) fn forks() -> u32 {
     FORKS.load(SeqCst)
 }
 
+/// A thread of the program, with a control block of its own.
+const THREAD: u64 = CLONE_VM | CLONE_THREAD | CLONE_SETTLS;
+
 /// Before a fork or the creation of a thread, in the parent.
 ///
 /// A fork goes through as a reader: no page is frozen while it copies the address space. The creation of a thread holds
@@ -165,14 +170,14 @@ pub extern "C" fn before_clone(frame: &mut Frame) {
     let registers = &mut frame.registers;
     // As the kernel takes it.
     registers.rax &= 0xffff_ffff;
-    let (flags, stack) = match registers.rax {
-        nr::CLONE => (registers.rdi, registers.rsi),
+    let Wanted { flags, stack, block } = match registers.rax {
+        nr::CLONE => Wanted { flags: registers.rdi, stack: registers.rsi, block: registers.r8 },
         nr::CLONE3 => match clone_args(registers) {
             Some(known) => known,
             // The kernel refuses it.
             None => return,
         },
-        _ => (0, 0),
+        _ => Wanted::default(),
     };
     if flags & CLONE_VM != 0 {
         if flags & CLONE_VFORK != 0 {
@@ -184,6 +189,10 @@ pub extern "C" fn before_clone(frame: &mut Frame) {
     } else {
         // Before the gate: a helper that starts meanwhile is told.
         FORKS.fetch_add(1, SeqCst);
+    }
+    if flags & THREAD == THREAD {
+        enter_with_plain_home(flags, block);
+        return;
     }
     if flags & CLONE_VM != 0 || stack != 0 {
         enter(flags);
@@ -208,6 +217,24 @@ fn enter(flags: u64) {
     locked.keep();
 }
 
+/// The same of a thread whose control block lies at `block`. What was merged there before gets its own copies back first:
+/// no page that a living thread has its control block on is ever frozen, so later nobody could, and every call that only
+/// plain memory bears would be refused there (mlock, and whatever asks for all of it). If it cannot be had that is so.
+#[inline(never)]
+fn enter_with_plain_home(flags: u64, block: u64) {
+    let (start, end) = threads::home(block);
+    for tries in 0.. {
+        if STATE.table.next_merged(start, end).is_some() {
+            let _ = unmerge(start, end);
+        }
+        enter(flags);
+        if tries == UNMERGE_TRIES || STATE.table.next_merged(start, end).is_none() {
+            return;
+        }
+        leave();
+    }
+}
+
 fn leave() {
     // With the lock still held it is the same gate as before.
     if let Some(control) = STATE.control() {
@@ -228,24 +255,35 @@ fn with_signals_blocked(flags: u64, fork: impl FnOnce() -> i64) -> i64 {
     result
 }
 
-/// Flags and stack of a clone3, read as the kernel will: `None` if it cannot.
-fn clone_args(registers: &Registers) -> Option<(u64, u64)> {
+/// What a call wants of a child or thread.
+#[derive(Default)]
+struct Wanted {
+    flags: u64,
+    stack: u64,
+    /// With CLONE_SETTLS, where its control block lies.
+    block: u64,
+}
+
+/// What a clone3 wants, read as the kernel will: `None` if it cannot.
+fn clone_args(registers: &Registers) -> Option<Wanted> {
     const STACK: usize = 5;
-    let mut words = [[0_u8; 8]; STACK + 1];
-    // The size of the first version of struct clone_args, which nobody falls below.
-    (registers.rsi >= 64).then_some(())?;
-    let last = registers.rdi.saturating_add(8 * STACK as u64 + 4);
+    const BLOCK: usize = 7;
+    // The first version of struct clone_args, which nobody falls below.
+    const WORDS: usize = BLOCK + 1;
+    let mut words = [[0_u8; 8]; WORDS];
+    (registers.rsi >= size_of_val(&words) as u64).then_some(())?;
+    let last = registers.rdi.saturating_add(8 * BLOCK as u64 + 4);
     if registers.rdi.is_multiple_of(8) {
         // By a call that no filter forbids.
         (sys::is_readable(registers.rdi) && sys::is_readable(last)).then_some(())?;
         // SAFETY: its first and last bytes were read just now, and it lies in two pages at most. The caller passes a structure
         // of this length; the kernel would read it next.
-        words = unsafe { (registers.rdi as *const [[u8; 8]; STACK + 1]).read() };
+        words = unsafe { (registers.rdi as *const [[u8; 8]; WORDS]).read() };
     } else {
         sys::read_own(sys::getpid(), registers.rdi, words.as_flattened_mut()).then_some(())?;
     }
     let word = |index: usize| u64::from_le_bytes(words[index]);
-    Some((word(0), word(STACK)))
+    Some(Wanted { flags: word(0), stack: word(STACK), block: word(BLOCK) })
 }
 
 /// After it, in the parent.

@@ -107,6 +107,7 @@ pub(crate) const MREMAP_DONTUNMAP: u64 = 4;
 pub(crate) const CLONE_VM: u64 = 0x100;
 pub(crate) const CLONE_VFORK: u64 = 0x4000;
 pub(crate) const CLONE_THREAD: u64 = 0x10000;
+pub(crate) const CLONE_SETTLS: u64 = 0x80000;
 pub(crate) const O_CLOEXEC: u64 = 0o2_000_000;
 pub(crate) const AT_FDCWD: u64 = -100_i64 as u64;
 

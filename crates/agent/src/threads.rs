@@ -20,6 +20,14 @@ fn heads(control: &Control) -> impl Iterator<Item = u64> + '_ {
     control.heads.address[..count].iter().map(|address| address.load(SeqCst)).filter(|address| *address != 0)
 }
 
+/// The pages around a control block that [`holds_head`] will be true of, wherever in the block the robust head is.
+pub(crate) fn home(block: u64) -> (u64, u64) {
+    /// More than the block of any C library.
+    const BLOCK: u64 = PAGE;
+    let (first, last) = (block & !(PAGE - 1), block.saturating_add(BLOCK) & !(PAGE - 1));
+    (first.saturating_sub(PAGE), last.saturating_add(2 * PAGE))
+}
+
 /// True if a thread's control block may lie on this page or a neighbour: the robust head is inside it.
 pub(crate) fn holds_head(control: &Control, page: u64) -> bool {
     heads(control).any(|head| {

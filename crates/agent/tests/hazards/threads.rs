@@ -12,6 +12,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("threads_end", threads_end),
     ("execs", execs),
     ("managed_stacks", managed_stacks),
+    ("merged_home", merged_home),
     ("robust_entry", robust_entry),
     ("inheriting_mutex", inheriting_mutex),
     ("wake_op", wake_op),
@@ -138,6 +139,65 @@ fn managed_stacks() {
 fn h3_thread_stacks_in_managed_memory() {
     let stand = Stand::on_request();
     stand.run("managed_stacks");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// Threads that begin on memory that is merged.
+fn merged_home() {
+    extern "C" fn run(ends: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: the caller's, who joins this thread.
+        let ends = unsafe { &*ends.cast::<AtomicBool>() };
+        while !ends.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::ptr::null_mut()
+    }
+    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
+    one.fill_from(600);
+    two.fill_from(600);
+    merge_pair(one, two);
+    let stack = one.part(0, PAGES - 2);
+    for round in 0..5 {
+        one.fill_from(600);
+        wait_until("it is merged again", || {
+            merge_now();
+            stack.merged() == stack.pages
+        });
+        let ends = AtomicBool::new(false);
+        // SAFETY: a thread on memory made for it; joined below.
+        unsafe {
+            let mut attributes = std::mem::zeroed();
+            libc::pthread_attr_init(&raw mut attributes);
+            assert_eq!(libc::pthread_attr_setstack(&raw mut attributes, stack.pointer(0), stack.len()), 0);
+            let mut thread = 0;
+            let argument = (&raw const ends).cast_mut().cast();
+            assert_eq!(libc::pthread_create(&raw mut thread, &raw const attributes, run, argument), 0);
+            assert!(stack.merged() > 0, "only what the thread needs is plain");
+            // With a plan the helper comes to know of the thread.
+            let other = merged_pair(PAGES, 700 + 100 * round);
+            assert_eq!(
+                libc::mlock(stack.pointer(0), stack.len()),
+                0,
+                "round {round}: {}",
+                std::io::Error::last_os_error()
+            );
+            assert_eq!(stack.merged(), 0);
+            assert_eq!(libc::munlock(stack.pointer(0), stack.len()), 0);
+            ends.store(true, SeqCst);
+            assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
+            other.0.check_from(700 + 100 * round);
+        }
+        one.part(0, 4).check_from(600);
+    }
+    two.check_from(600);
+}
+
+/// H3: what lies around a living thread's control block is never frozen, so it has to be plain before the thread begins.
+/// Seen to fail: mlock said EAGAIN as long as the thread lived.
+#[test]
+fn h3_a_thread_that_begins_on_merged_memory_has_it_plain() {
+    let stand = Stand::on_request();
+    stand.run("merged_home");
     stand.assert_merged(PAGES as u64);
 }
 
