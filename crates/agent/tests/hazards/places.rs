@@ -1,12 +1,14 @@
-//! D7: places that a program has given up and takes again, while the helper maps what it needs for a moment.
+//! D7, A2: places that a program has given up and takes again, while the helper maps what it needs for a moment.
 
 use std::time::{Duration, Instant};
 
 use crate::remaps::{FIRST, RW, remap};
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, merge_densely, page, tell};
+use crate::victim::{Random, Region, Victim, merge_densely, page, pagemap, tell, wait_until};
+use crate::whole::{LARGE, large_pair, wait_whole};
 
-pub(crate) const VICTIMS: &[Victim] = &[("maps_again", maps_again), ("gets_back_again", gets_back_again)];
+pub(crate) const VICTIMS: &[Victim] =
+    &[("maps_again", maps_again), ("gets_back_again", gets_back_again), ("leaves_free", leaves_free)];
 
 /// Of the range whose pages are merged and written over and over: several segments of the store.
 const PAGES: usize = 1536;
@@ -43,6 +45,46 @@ fn rewritten() -> (Region, Region) {
 fn rewrite(region: Region, random: &mut Random) {
     let from = random.below(region.pages as u64 - 64) as usize;
     region.part(from, from + 64).fill_from(FIRST + from as u64);
+}
+
+/// The highest place that is free is where the kernel puts what comes next. The program has given it up and makes no call
+/// that maps anything while its helper takes more memory under management than ever before.
+fn leaves_free() {
+    let (one, two) = large_pair();
+    wait_whole(one, two);
+    let place = Region::map(LARGE);
+    // No higher gap has room for the marks of so many pages.
+    let rest = Region::map(150 * LARGE);
+    while Region::map_with(256, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).start > place.start {}
+    let other = [rest.part(0, 2 * LARGE), rest.part(2 * LARGE, 4 * LARGE)];
+    other.iter().for_each(|region| region.fill_from(FIRST));
+    place.unmap();
+    wait_until("it is managed and merged", || {
+        let mut resident = [0_u8];
+        // Gaps are filled from their end. SAFETY: only asks what is there.
+        let there = unsafe { libc::mincore(place.pointer(LARGE - 1), page(), resident.as_mut_ptr()) };
+        assert_eq!(
+            (there, std::io::Error::last_os_error().raw_os_error()),
+            (-1, Some(libc::ENOMEM)),
+            "something is there"
+        );
+        // Without a list of mappings, which would need memory itself: no page of its own is there any more. The last page of a
+        // mapping is never merged.
+        let own = |region: Region, index: usize| pagemap(region.address(index)) >> 61 & 0b101 == 0b100;
+        !other.iter().any(|region| (0..region.pages - 1).step_by(16).any(|index| own(*region, index)))
+    });
+    map_again(place);
+    place.fill_from(FIRST);
+    place.check_from(FIRST);
+    other.iter().for_each(|region| region.check_from(FIRST));
+}
+
+/// A2. Seen to fail: the helper's marks lay there.
+#[test]
+fn a2_the_helper_maps_nothing_where_a_place_is_free() {
+    let stand = Stand::of_all(|_| true);
+    stand.run("leaves_free");
+    stand.assert_merged(4 * LARGE as u64);
 }
 
 /// The program's only thread maps, unmaps, and maps again where it was; and moves a part of a merged range away and

@@ -29,7 +29,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
 
 const FIRST: u64 = 9000;
 /// 16 MiB: worth a helper at once.
-const LARGE: usize = 4096;
+pub(crate) const LARGE: usize = 4096;
 
 /// Equal halves; the second is not touched any more. Neighbours of the kernel's choice, and so one mapping.
 pub(crate) fn large_pair() -> (Region, Region) {
