@@ -16,7 +16,7 @@
 
 use abi::mark::Keep;
 
-use crate::ask::unmerge;
+use crate::ask::{release, unmerge};
 use crate::calls::{Registers, apply, disown_holes, gated, publish, span};
 use crate::elf::{Line, for_each_mapping};
 use crate::scope;
@@ -110,31 +110,48 @@ pub(crate) fn mremap(call: &Registers) -> i64 {
     };
     let Some(wanted) = Wanted::of(call, start, end) else { return -errno::EINVAL };
     let merged = || STATE.table.next_merged(start, end).is_some();
-    let mut plain = wanted.keep;
+    let (mut plain, mut untracked) = (wanted.keep, false);
     for _ in 0..TRIES {
         if plain && merged() && !unmerge(start, end) {
             return -errno::ENOMEM;
         }
+        if untracked {
+            release(start, end);
+        }
         let done = gated(|locked| {
             // Other threads may have had pages merged meanwhile.
             if plain && merged() {
-                return None;
+                return Err(Needs::Plain);
             }
             STATE.layout_changes();
-            let result = remap(call, &wanted, merged(), locked);
+            let result = remap(call, &wanted, (merged(), untracked), locked);
             publish();
             result
         });
         match done {
-            Some(result) => return result,
-            None => plain = true,
+            Ok(result) => return result,
+            Err(Needs::Plain) => plain = true,
+            Err(Needs::Untracked) => untracked = true,
         }
     }
     -errno::ENOMEM
 }
 
-/// Inside the gate. `None` if it cannot be done with merged pages.
-fn remap(call: &Registers, wanted: &Wanted, merged: bool, locked: &Locked<'_>) -> Option<i64> {
+/// What a range has to be before it can be moved.
+enum Needs {
+    /// Without merged pages.
+    Plain,
+    /// Registered with no userfaultfd.
+    Untracked,
+}
+
+/// Inside the gate.
+fn remap(
+    call: &Registers,
+    wanted: &Wanted,
+    (merged, untracked): (bool, bool),
+    locked: &Locked<'_>,
+) -> Result<i64, Needs> {
     let &Wanted { start, end, new_len, .. } = wanted;
     if !wanted.fixed && !wanted.keep && wanted.growth() == 0 {
         // The kernel unmaps the tail, whatever the rest consists of.
@@ -143,20 +160,23 @@ fn remap(call: &Registers, wanted: &Wanted, merged: bool, locked: &Locked<'_>) -
         if !failed(result) && new_len < wanted.len() {
             locked.disown(start + new_len, end);
         }
-        return Some(result);
+        return Ok(result);
     }
     let survey = survey(start, end);
     let resized_or_moved_by_the_kernel = !wanted.fixed || wanted.growth() != 0;
     if merged && (!survey.covered || !survey.alike) && resized_or_moved_by_the_kernel && survey.count != 0 {
         // More than the program knows as one mapping.
-        return Some(-errno::EFAULT);
+        return Ok(-errno::EFAULT);
     }
     if !survey.covered || !survey.ours || !survey.alike && !merged || survey.count == 1 && !merged {
-        // The kernel's own answer is the right one, also about a part of its own file mappings. Otherwise it is never
-        // asked: it moves the pieces of several mappings one by one (6.17) and gives up half-way at one that is
-        // registered for tracking.
+        // The kernel's own answer is the right one, also about a part of its own file mappings.
         if merged {
-            return None;
+            return Err(Needs::Plain);
+        }
+        // It moves the pieces of several mappings one by one (6.17) and gives up half-way at one that is registered for
+        // tracking.
+        if survey.count > 1 && wanted.fixed && wanted.growth() == 0 && !untracked {
+            return Err(Needs::Untracked);
         }
         if wanted.may_move {
             locked.prepare_to_move(start, end, new_len / PAGE);
@@ -165,18 +185,18 @@ fn remap(call: &Registers, wanted: &Wanted, merged: bool, locked: &Locked<'_>) -
         if !failed(result) {
             settle(wanted, result as u64, locked);
         }
-        return Some(result);
+        return Ok(result);
     }
     if !wanted.fixed && !wanted.keep {
         if grow_in_place(wanted, &survey.last) {
             settle(wanted, start, locked);
-            return Some(start as i64);
+            return Ok(start as i64);
         }
         if !wanted.may_move {
-            return Some(-errno::ENOMEM);
+            return Ok(-errno::ENOMEM);
         }
     }
-    move_away(wanted, survey.count, merged, locked)
+    move_away(wanted, survey.count, merged, locked).ok_or(Needs::Plain)
 }
 
 /// Looks at the mappings of a range. What cannot be read counts as not covered.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::mappings::readable;
 use crate::stand::Stand;
-use crate::victim::{Random, Region, Victim, errno, flags_at, merge_densely, merge_now, merge_pair, page, tell};
+use crate::victim::{
+    Random, Region, Victim, errno, flags_at, merge_densely, merge_now, merge_pair, page, tell, wait_until,
+};
 
 pub(crate) const VICTIMS: &[Victim] = &[
     ("shrinks", shrinks),
@@ -16,6 +18,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("refuses", refuses),
     ("reallocates", reallocates),
     ("remaps_densely", remaps_densely),
+    ("moves_several", moves_several),
 ];
 
 pub(crate) const FIRST: u64 = 1000;
@@ -51,6 +54,41 @@ pub(crate) fn merged_apart(pages: usize) -> (Region, Region) {
     two.fill_from(FIRST);
     merge_pair(one, two);
     (one, two)
+}
+
+/// Two mappings at once, which Linux 6.17 began to move: where they are managed as where they are not, whatever they hold.
+fn moves_several() {
+    const PAGES: usize = 4096;
+    let both = |region: Region| {
+        // No page has a twin.
+        (0..PAGES).for_each(|index| region.fill(index, (region.start + index * page()) as u64));
+        assert_eq!(region.part(PAGES / 2, PAGES).protect(libc::PROT_READ), 0);
+        region
+    };
+    let moved = |region: Region| {
+        let target = Region::map(PAGES);
+        let to = remap(region, PAGES, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, target.start);
+        let there = if to.is_ok() { target } else { region };
+        (0..PAGES).for_each(|index| assert!(there.holds(index, (region.start + index * page()) as u64)));
+        to.map(|_| ())
+    };
+    // It has properties that are never managed.
+    let plain = Region::map(PAGES);
+    plain.advise(libc::MADV_DONTDUMP);
+    let plainly = moved(both(plain));
+    tell(&format!("plain memory: {plainly:?}"));
+    for _ in 0..3 {
+        let region = both(Region::map(PAGES));
+        // What cannot be written is not.
+        wait_until("one of the two is managed", || flags_at(region.address(0)).contains(" uw"));
+        assert_eq!(moved(region), plainly);
+    }
+}
+
+/// V3. Seen to fail: EFAULT, since the kernel moves nothing that is registered with a userfaultfd in this way.
+#[test]
+fn v3_several_mappings_move_at_once() {
+    Stand::of_all(|_| true).run("moves_several");
 }
 
 /// What is merged shows zeros once it is discarded only if the gate still knows where it is.
