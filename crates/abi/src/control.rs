@@ -13,7 +13,7 @@ use crate::{BATCH_MAX, PLAN_MAX};
 /// First word of a control area.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"pagefold");
 /// Changes with every change of the layout below.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 /// Threads that can be inside the gate at one time; more of them wait.
 pub const GATE_SLOTS: usize = 128;
 /// Ranges that a process can have under management at one time.
@@ -249,6 +249,8 @@ pub struct Heads {
     pub count: AtomicU32,
     /// Address of each thread's `struct robust_list_head`.
     pub address: [AtomicU64; HEADS_MAX],
+    /// Whose it is: once that thread is gone its list says nothing any more.
+    pub owner: [AtomicU32; HEADS_MAX],
 }
 
 /// Counters that only the helper and the gate know; pages or calls since the start.

@@ -2,7 +2,9 @@
 //!
 //! When a thread ends while its control block is frozen, the kernel cannot clear its tid word (pthread_join waits for
 //! ever) nor walk its robust list (mutexes in memory shared with other processes are never released). The heads come
-//! from the broker, which may ask the kernel for them; the entries are read here, after the freeze.
+//! from the broker, which may ask the kernel for them; the entries are read here, after the freeze. The broker looks before
+//! each plan. What is un-merged for the program may come long after that, or after the broker: threads have gone, whose
+//! memory still holds their lists.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -15,9 +17,16 @@ const ENTRIES_MAX: usize = 2048;
 /// How far a mutex's words lie around its list entry.
 const MUTEX: u64 = 64;
 
-fn heads(control: &Control) -> impl Iterator<Item = u64> + '_ {
-    let count = (control.heads.count.load(SeqCst) as usize).min(HEADS_MAX);
-    control.heads.address[..count].iter().map(|address| address.load(SeqCst)).filter(|address| *address != 0)
+/// True if a thread that still is there has a robust head that `is_near`.
+fn any_head(control: &Control, is_near: impl Fn(u64) -> bool) -> bool {
+    let heads = &control.heads;
+    let count = (heads.count.load(SeqCst) as usize).min(HEADS_MAX);
+    let mut known = heads.address[..count].iter().zip(&heads.owner);
+    known.any(|(address, owner)| {
+        let address = address.load(SeqCst);
+        // The kernel walks a thread's list before it takes the thread away.
+        address != 0 && is_near(address) && sys::exists(owner.load(SeqCst))
+    })
 }
 
 /// The pages around a control block that [`holds_head`] will be true of, wherever in the block the robust head is.
@@ -30,7 +39,7 @@ pub(crate) fn home(block: u64) -> (u64, u64) {
 
 /// True if a thread's control block may lie on this page or a neighbour: the robust head is inside it.
 pub(crate) fn holds_head(control: &Control, page: u64) -> bool {
-    heads(control).any(|head| {
+    any_head(control, |head| {
         let home = head & !(PAGE - 1);
         page.saturating_add(PAGE) >= home && page <= home.saturating_add(PAGE)
     })
@@ -39,7 +48,7 @@ pub(crate) fn holds_head(control: &Control, page: u64) -> bool {
 /// True if a robust list has its head, an entry or its pending entry in `start..end`. Frozen pages of the list cannot
 /// be read, and then the answer is yes.
 pub(crate) fn lists_enter(control: &Control, pid: u32, start: u64, end: u64) -> bool {
-    heads(control).any(|head| list_enters(pid, head, start, end))
+    any_head(control, |head| list_enters(pid, head, start, end))
 }
 
 fn list_enters(pid: u32, head: u64, start: u64, end: u64) -> bool {

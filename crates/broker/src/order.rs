@@ -353,7 +353,10 @@ fn look_at_threads(member: &Member) -> u32 {
     let heads = &control.heads;
     match robust_lists(task::threads(member.pid), task::robust_list) {
         Some(found) if found.len() <= heads.address.len() => {
-            heads.address.iter().zip(&found).for_each(|(slot, head)| slot.store(head.get(), SeqCst));
+            for ((address, owner), (thread, head)) in heads.address.iter().zip(&heads.owner).zip(&found) {
+                address.store(head.get(), SeqCst);
+                owner.store(thread.get().cast_unsigned(), SeqCst);
+            }
             heads.count.store(found.len() as u32, SeqCst);
             epoch
         }
@@ -363,16 +366,17 @@ fn look_at_threads(member: &Member) -> u32 {
     }
 }
 
-/// The robust lists of those threads that have not ended; `None` if one of them did not come to be known.
+/// The threads that have not ended, each with its robust list if it has one; `None` if one of these did not come to be
+/// known.
 pub(crate) fn robust_lists(
     threads: Result<Vec<Pid>, ProcError>,
     list: impl Fn(Pid) -> Result<Option<Vaddr>, ProcError>,
-) -> Option<Vec<Vaddr>> {
-    let known = |looked: Result<Option<Vaddr>, ProcError>| match looked {
+) -> Option<Vec<(Pid, Vaddr)>> {
+    let known = |tid: Pid| match list(tid) {
         Err(error) if error.is_gone() => Ok(None),
-        looked => looked,
+        looked => Ok(looked?.map(|head| (tid, head))),
     };
-    let lists: Result<Vec<_>, _> = threads.ok()?.into_iter().map(|tid| known(list(tid))).collect();
+    let lists: Result<Vec<_>, ProcError> = threads.ok()?.into_iter().map(known).collect();
     Some(lists.ok()?.into_iter().flatten().collect())
 }
 
@@ -422,7 +426,7 @@ mod tests {
     use super::*;
 
     /// The answers of the kernel about three threads, the second of which is asked about by `second`.
-    fn lists(second: impl Fn() -> Result<Option<Vaddr>, ProcError>) -> Option<Vec<Vaddr>> {
+    fn lists(second: impl Fn() -> Result<Option<Vaddr>, ProcError>) -> Option<Vec<(Pid, Vaddr)>> {
         robust_lists(Ok(vec![Pid(1), Pid(2), Pid(3)]), |tid| match tid {
             Pid(1) => Ok(Some(Vaddr(0x1000))),
             Pid(2) => second(),
@@ -432,9 +436,10 @@ mod tests {
 
     #[test]
     fn a_thread_whose_robust_list_is_not_known_stops_the_plan() {
-        assert_eq!(lists(|| Ok(Some(Vaddr(0x2000)))), Some(vec![Vaddr(0x1000), Vaddr(0x2000)]));
-        assert_eq!(lists(|| Ok(None)), Some(vec![Vaddr(0x1000)]));
-        assert_eq!(lists(|| Err(ProcError::Gone { pid: Pid(2) })), Some(vec![Vaddr(0x1000)]), "it has ended");
+        let first = (Pid(1), Vaddr(0x1000));
+        assert_eq!(lists(|| Ok(Some(Vaddr(0x2000)))), Some(vec![first, (Pid(2), Vaddr(0x2000))]));
+        assert_eq!(lists(|| Ok(None)), Some(vec![first]));
+        assert_eq!(lists(|| Err(ProcError::Gone { pid: Pid(2) })), Some(vec![first]), "it has ended");
         assert_eq!(lists(|| Err(ProcError::Denied { pid: Pid(2), file: "robust list" })), None);
         assert_eq!(robust_lists(Err(ProcError::Denied { pid: Pid(1), file: "task" }), |_| Ok(None)), None);
     }

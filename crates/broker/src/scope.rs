@@ -75,7 +75,7 @@ pub(crate) fn is_worth_it(range: Range) -> bool {
 /// Where the robust lists of the threads but the first begin, each in its thread's control block on its stack.
 pub(crate) fn thread_heads(pid: Pid) -> Option<Vec<Vaddr>> {
     let others = task::threads(pid).map(|threads| threads.into_iter().filter(|tid| *tid != pid).collect());
-    robust_lists(others, task::robust_list)
+    Some(robust_lists(others, task::robust_list)?.into_iter().map(|(_, head)| head).collect())
 }
 
 /// The ranges of all mappings that may be managed; neighbours are one.

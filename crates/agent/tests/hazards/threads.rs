@@ -13,6 +13,7 @@ pub(crate) const VICTIMS: &[Victim] = &[
     ("execs", execs),
     ("managed_stacks", managed_stacks),
     ("merged_home", merged_home),
+    ("owner_gone", owner_gone),
     ("robust_entry", robust_entry),
     ("inheriting_mutex", inheriting_mutex),
     ("wake_op", wake_op),
@@ -139,6 +140,45 @@ fn managed_stacks() {
 fn h3_thread_stacks_in_managed_memory() {
     let stand = Stand::on_request();
     stand.run("managed_stacks");
+    stand.assert_merged(PAGES as u64);
+}
+
+/// A thread ends with a robust mutex that lies in merged memory. Its list stays in what was its stack, which libc keeps.
+fn owner_gone() {
+    let (one, two) = merged_pair(PAGES, 600);
+    let mutex = one.pointer(5).cast::<libc::pthread_mutex_t>() as usize;
+    let (locked, ends) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: a mutex in memory of the right size and alignment, never moved.
+            unsafe {
+                let mut attributes = std::mem::zeroed();
+                libc::pthread_mutexattr_init(&raw mut attributes);
+                libc::pthread_mutexattr_setrobust(&raw mut attributes, libc::PTHREAD_MUTEX_ROBUST);
+                assert_eq!(libc::pthread_mutex_init(mutex as *mut _, &raw const attributes), 0);
+                assert_eq!(libc::pthread_mutex_lock(mutex as *mut _), 0);
+            }
+            locked.store(true, SeqCst);
+            wait_until("it is to end", || ends.load(SeqCst));
+        });
+        wait_until("it has the mutex", || locked.load(SeqCst));
+        // With a plan the helper comes to know of the thread.
+        merged_pair(PAGES, 900).0.check_from(900);
+        ends.store(true, SeqCst);
+    });
+    // SAFETY: the victim's own memory.
+    assert_eq!(unsafe { libc::mlock(one.pointer(0), one.len()) }, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: initialised above.
+    assert_eq!(unsafe { libc::pthread_mutex_trylock(mutex as *mut _) }, libc::EOWNERDEAD);
+    one.part(6, PAGES).check_from(606);
+    two.check_from(600);
+}
+
+/// H3: nobody's list is asked about once its thread is gone. Seen to fail: mlock said EAGAIN, as it would until the next plan.
+#[test]
+fn h3_the_list_of_a_thread_that_is_gone_holds_nothing_up() {
+    let stand = Stand::on_request();
+    stand.run("owner_gone");
     stand.assert_merged(PAGES as u64);
 }
 
