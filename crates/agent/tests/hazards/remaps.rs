@@ -259,7 +259,7 @@ fn keeps_what_was_said() {
     one.part(10, 50).mergeable();
     two.mergeable();
     assert_eq!(one.part(10, 50).advise(libc::MADV_DONTDUMP), 0);
-    crate::victim::wait_until("the middle is merged", || {
+    wait_until("the middle is merged", || {
         merge_now();
         one.part(10, 50).merged() >= 39
     });
@@ -284,7 +284,7 @@ fn keeps_what_was_said() {
     let fixed = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     let one = remap(one, all, fixed, free_place(all)).expect("all of it moves");
     one.fill_from(FIRST);
-    crate::victim::wait_until("the middle is merged again", || {
+    wait_until("the middle is merged again", || {
         merge_now();
         one.part(10, 50).merged() >= 39
     });
