@@ -93,6 +93,23 @@ fn c1_programs_are_executed() {
     stand.assert_merged(PAGES as u64);
 }
 
+/// Starts a thread on memory made for it, to be joined by the caller.
+fn thread_on(
+    stack: Region,
+    run: extern "C" fn(*mut libc::c_void) -> *mut libc::c_void,
+    argument: *mut libc::c_void,
+) -> libc::pthread_t {
+    let mut thread = 0;
+    // SAFETY: nobody else uses the stack as long as the thread lives; the argument is what `run` expects.
+    unsafe {
+        let mut attributes = std::mem::zeroed();
+        libc::pthread_attr_init(&raw mut attributes);
+        assert_eq!(libc::pthread_attr_setstack(&raw mut attributes, stack.pointer(0), stack.len()), 0);
+        assert_eq!(libc::pthread_create(&raw mut thread, &raw const attributes, run, argument), 0);
+    }
+    thread
+}
+
 /// Threads whose stacks and control blocks lie in managed memory.
 fn managed_stacks() {
     extern "C" fn run(word: *mut libc::c_void) -> *mut libc::c_void {
@@ -110,15 +127,7 @@ fn managed_stacks() {
         for stack in &stacks {
             // The unused part of the stacks is alike.
             stack.part(0, STACK - 8).fill_from(5);
-            // SAFETY: a thread on memory made for it; joined below.
-            unsafe {
-                let mut attributes = std::mem::zeroed();
-                libc::pthread_attr_init(&raw mut attributes);
-                assert_eq!(libc::pthread_attr_setstack(&raw mut attributes, stack.pointer(0), stack.len()), 0);
-                let mut thread = 0;
-                assert_eq!(libc::pthread_create(&raw mut thread, &raw const attributes, run, stack.pointer(0)), 0);
-                threads.push((thread, stack.pointer(0)));
-            }
+            threads.push((thread_on(*stack, run, stack.pointer(0)), stack.pointer(0)));
         }
         std::thread::sleep(Duration::from_millis(1));
         for (thread, word) in threads {
@@ -192,10 +201,7 @@ fn merged_home() {
         }
         std::ptr::null_mut()
     }
-    let (one, two) = (Region::map(PAGES), Region::map(PAGES));
-    one.fill_from(600);
-    two.fill_from(600);
-    merge_pair(one, two);
+    let (one, two) = merged_pair(PAGES, 600);
     let stack = one.part(0, PAGES - 2);
     for round in 0..5 {
         one.fill_from(600);
@@ -204,17 +210,12 @@ fn merged_home() {
             stack.merged() == stack.pages
         });
         let ends = AtomicBool::new(false);
-        // SAFETY: a thread on memory made for it; joined below.
+        let thread = thread_on(stack, run, (&raw const ends).cast_mut().cast());
+        assert!(stack.merged() > 0, "only what the thread needs is plain");
+        // With a plan the helper comes to know of the thread.
+        let other = merged_pair(PAGES, 700 + 100 * round);
+        // SAFETY: the victim's own memory, and its thread.
         unsafe {
-            let mut attributes = std::mem::zeroed();
-            libc::pthread_attr_init(&raw mut attributes);
-            assert_eq!(libc::pthread_attr_setstack(&raw mut attributes, stack.pointer(0), stack.len()), 0);
-            let mut thread = 0;
-            let argument = (&raw const ends).cast_mut().cast();
-            assert_eq!(libc::pthread_create(&raw mut thread, &raw const attributes, run, argument), 0);
-            assert!(stack.merged() > 0, "only what the thread needs is plain");
-            // With a plan the helper comes to know of the thread.
-            let other = merged_pair(PAGES, 700 + 100 * round);
             assert_eq!(
                 libc::mlock(stack.pointer(0), stack.len()),
                 0,
