@@ -1,22 +1,19 @@
 //! What was merged, as the kernel shows it, and the summary of a run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use abi::control::Control;
 use abi::frozen::{BUCKETS, upper_bound};
 use abi::place::Outcome;
-use kernel::{Category, PageCount, Pagemap, Pid, Range, ScanRequest, Vma, maps, page_size};
-use page::SegmentId;
+use kernel::page_size;
 use serde::Serialize;
 use store::Partition;
 
-use crate::left_alone::ByReason;
 use crate::member::Member;
-use crate::quiet::Quiet;
 use crate::roll::Managed;
-use crate::view::Bits;
+use crate::sample::Sample;
 
 /// Pages left as they were, by reason.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -160,123 +157,6 @@ fn add_frozen(sum: &mut Vec<u64>, control: &Control) {
     }
 }
 
-/// A segment's file, as mappings name it.
-pub(crate) struct SegmentFile {
-    pub(crate) segment: SegmentId,
-    /// Major and minor number: another file system has files with the same inode.
-    pub(crate) device: (u32, u32),
-    pub(crate) pages: u64,
-}
-
-impl SegmentFile {
-    /// The part of a mapping that shows pages of this segment privately and writable, with the page number of its
-    /// first page in the segment. A program may map more than there is.
-    pub(crate) fn shown_by(&self, vma: &Vma) -> Option<(Range, u64)> {
-        if vma.shared || !vma.write || (vma.dev_major, vma.dev_minor) != self.device {
-            return None;
-        }
-        let first = vma.offset / page_size();
-        let pages = self.pages.checked_sub(first)?.min(vma.range.pages().get());
-        let part = Range::from_pages(vma.range.start(), PageCount(pages)).ok()?;
-        (!part.is_empty()).then_some((part, first))
-    }
-}
-
-/// What the members map of the store at one moment.
-#[derive(Default)]
-pub(crate) struct Sample {
-    pub(crate) processes: u64,
-    pub(crate) managed: u64,
-    pub(crate) unfit: u64,
-    pub(crate) left_alone: ByReason,
-    /// Mappings of store pages that still show the store's page.
-    mapped: u64,
-    /// Distinct store pages among them.
-    shared: u64,
-    pub(crate) diverged: u64,
-    pub(crate) zero: u64,
-    pub(crate) vmas: u64,
-    /// Pages mapped of each segment.
-    pub(crate) used: HashMap<SegmentId, u32>,
-}
-
-/// Reads off the kernel what each member maps of the store.
-pub(crate) fn sample(
-    members: &mut [Member],
-    quiet: &mut HashMap<Pid, Quiet>,
-    inodes: &HashMap<u64, SegmentFile>,
-) -> Sample {
-    let mut sample = Sample::default();
-    let mut seen: HashMap<SegmentId, Bits> = HashMap::new();
-    // A process that has a helper too is counted once.
-    let with_helper: Vec<Pid> = members.iter().map(|member| member.pid).collect();
-    let with_helpers = members.iter_mut().map(|member| (member.pid, member.helper, &mut member.view));
-    let without = quiet.iter_mut().filter(|(pid, _)| !with_helper.contains(pid));
-    for (pid, reader, view) in with_helpers.chain(without.map(|(pid, quiet)| (*pid, *pid, &mut quiet.view))) {
-        let (Ok(vmas), Ok(pagemap)) = (maps::read(pid), Pagemap::open(reader)) else { continue };
-        sample.processes += 1;
-        sample.managed += view.pages();
-        sample.unfit += view.unfit_pages;
-        for (why, bytes) in &view.left_alone {
-            *sample.left_alone.entry(why).or_default() += bytes;
-        }
-        view.vmas = vmas.len() as u64;
-        for vma in &vmas {
-            let Some(file) = inodes.get(&vma.inode) else { continue };
-            let Some((part, first)) = file.shown_by(vma) else { continue };
-            let bits = seen.entry(file.segment).or_insert_with(|| Bits::new(file.pages));
-            let mut private = Vec::new();
-            let request = ScanRequest {
-                inverted: Category::FILE,
-                mask: Category::PRESENT | Category::FILE,
-                ret: Category::PRESENT,
-                ..ScanRequest::default()
-            };
-            if pagemap.scan_all(part, &request, &mut private).is_err() {
-                continue;
-            }
-            sample.vmas += 1;
-            let mut at = part.start();
-            let mut clean = |from: kernel::Vaddr, to: kernel::Vaddr| {
-                for page in from.page_index()..to.page_index() {
-                    bits.set(first + (page - part.start().page_index()), true);
-                    sample.mapped += 1;
-                    *sample.used.entry(file.segment).or_default() += 1;
-                }
-            };
-            for region in &private {
-                clean(at, region.range.start());
-                at = region.range.end();
-                sample.diverged += region.range.pages().get();
-            }
-            clean(at, part.end());
-        }
-        for area in &mut view.areas {
-            if area.dropped.count() == 0 {
-                continue;
-            }
-            let mut there = Vec::new();
-            let request = ScanRequest {
-                inverted: Category::PFNZERO,
-                mask: Category::PRESENT | Category::PFNZERO,
-                ret: Category::PRESENT,
-                ..ScanRequest::default()
-            };
-            if pagemap.scan_all(area.range, &request, &mut there).is_ok() {
-                let start = area.range.start().page_index();
-                for region in there {
-                    for page in region.range.start().page_index()..region.range.end().page_index() {
-                        area.dropped.set(page - start, false);
-                    }
-                }
-            }
-            sample.zero += area.dropped.count();
-        }
-    }
-    sample.shared = seen.values().map(Bits::count).sum();
-    sample
-}
-
 /// Everything together.
 pub(crate) struct Books<'a> {
     pub(crate) label: Option<String>,
@@ -382,16 +262,5 @@ mod tests {
     fn counters_of_a_hostile_member_overflow_nothing() {
         assert!(quantile(&[u64::MAX; BUCKETS], 0.999) > 0.0);
         assert_eq!(quantile(&[0; BUCKETS], 0.5), 0.0);
-    }
-
-    #[test]
-    fn a_mapping_shows_no_more_than_the_segment_has() {
-        let file = SegmentFile { segment: SegmentId(1), device: (0, 1), pages: 4 };
-        let line = |text: &str| maps::parse_line(text.as_bytes()).unwrap();
-        let pages = |text: &str| file.shown_by(&line(text)).map(|(part, first)| (part.pages().get(), first));
-        assert_eq!(pages("10000000-7fff00000000 rw-p 00001000 00:01 7 /memfd:pagefold (deleted)"), Some((3, 1)));
-        assert_eq!(pages("10000000-10002000 rw-p 00000000 00:01 7 /memfd:pagefold (deleted)"), Some((2, 0)));
-        assert_eq!(pages("10000000-10002000 rw-p 7ffffffff000 00:01 7 /memfd:pagefold (deleted)"), None);
-        assert_eq!(pages("10000000-10002000 rw-p 00000000 08:01 7 /another file of this inode"), None);
     }
 }

@@ -38,6 +38,7 @@ mod rendezvous;
 mod repeats;
 mod roll;
 mod room;
+mod sample;
 mod scope;
 mod settings;
 mod view;

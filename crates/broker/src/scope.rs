@@ -8,7 +8,7 @@ use std::fs::File;
 use std::sync::atomic::Ordering::SeqCst;
 
 use abi::control::Control;
-use kernel::{Pid, Range, Vaddr, VmaUse, maps, task};
+use kernel::{Pid, Range, Vaddr, Vma, VmaUse, task};
 
 use crate::layout::{Layout, refuses};
 use crate::left_alone::by_reason;
@@ -43,15 +43,42 @@ const PAGES_MIN: u64 = 32;
 /// Rows of the gate's table that are used for this; the rest is for ranges that are cut in two.
 const ROWS: usize = abi::control::RANGES_MAX * 3 / 4;
 
-/// What may come under management in a member, and is not managed yet; the largest first. Reads the properties of its
-/// mappings only if there is something that looks new.
+/// What was looked at and not chosen: every process has a stack. To look costs as much as all else that is done for a
+/// process in some cycles, so the same is looked at again only now and then, since properties change.
+#[derive(Debug, Default)]
+pub(crate) struct PassedOver {
+    ranges: Vec<Range>,
+    times: u32,
+}
+
+/// So often the same is not looked at.
+const PASSED_OVER: u32 = 8;
+
+impl PassedOver {
+    /// Whether it is time to look at these.
+    fn is_due(&mut self, ranges: &[Range]) -> bool {
+        self.times += 1;
+        self.times > PASSED_OVER || ranges.iter().any(|range| !self.ranges.contains(range))
+    }
+
+    /// These were looked at, and so much was chosen.
+    fn note(&mut self, looked_at: Vec<Range>, chosen: &[Range]) {
+        self.ranges = looked_at;
+        self.ranges.retain(|range| chosen.iter().all(|chosen| chosen.intersect(range).is_none()));
+        self.times = 0;
+    }
+}
+
+/// What may come under management in a member of which these are the mappings, and is not managed yet; the largest first.
+/// Reads the properties of its mappings only if there is something that looks new.
 /// The rest is counted by its reason then.
-pub(crate) fn chosen(member: &mut Member) -> Vec<Range> {
+pub(crate) fn chosen(member: &mut Member, mapped: &[Vma]) -> Vec<Range> {
     let managed = member.ranges();
     let room = ROWS.saturating_sub(managed.len());
-    let Ok(mapped) = maps::read(member.helper) else { return Vec::new() };
     let new = mapped.iter().filter(|vma| vma.is_private_anonymous() && vma.read && vma.write);
-    if room == 0 || !new.flat_map(|vma| without(vma.range, &managed)).any(is_worth_it) {
+    let mut new: Vec<Range> = new.flat_map(|vma| without(vma.range, &managed)).collect();
+    new.retain(|range| is_worth_it(*range));
+    if room == 0 || new.is_empty() || !member.view.passed_over.is_due(&new) {
         return Vec::new();
     }
     let Ok(vmas) = Layout::at(member).read() else { return Vec::new() };
@@ -65,6 +92,7 @@ pub(crate) fn chosen(member: &mut Member) -> Vec<Range> {
         .collect();
     ranges.sort_by_key(|range| std::cmp::Reverse(range.pages()));
     ranges.truncate(room);
+    member.view.passed_over.note(new, &ranges);
     ranges
 }
 
@@ -129,6 +157,23 @@ mod tests {
 
     fn range(start: u64, end: u64) -> Range {
         Range::new(Vaddr(start << 12), Vaddr(end << 12)).unwrap()
+    }
+
+    /// Seen to fail: with `is_due` that says yes each time.
+    #[test]
+    fn what_was_passed_over_is_looked_at_seldom() {
+        let mut passed_over = PassedOver::default();
+        let (stack, heap) = (range(10, 50), range(100, 200));
+        assert!(passed_over.is_due(&[stack]));
+        passed_over.note(vec![stack], &[]);
+        assert!((0..PASSED_OVER).all(|_| !passed_over.is_due(&[stack])) && passed_over.is_due(&[stack]));
+        passed_over.note(vec![stack], &[]);
+        assert!(passed_over.is_due(&[stack, heap]));
+        passed_over.note(vec![stack, heap], &[heap]);
+        // What was chosen and still is not managed is chosen again, and what has grown is another range.
+        assert!(
+            !passed_over.is_due(&[stack]) && passed_over.is_due(&[stack, heap]) && passed_over.is_due(&[range(9, 50)])
+        );
     }
 
     #[test]

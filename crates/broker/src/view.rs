@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use abi::mark::Keep;
-use kernel::{Category, Pagemap, PagemapError, Range, Region, ScanRequest, Vaddr, VmaUse};
+use kernel::{Category, Pagemap, PagemapError, Range, Region, ScanRequest, Vaddr, Vma, VmaUse};
 use page::{AgePolicy, Ages, Kind, PageId, PageNumber, PageRange, Spans};
 use store::mappings;
 
 use crate::heat::Heat;
 use crate::layout::{Layout, refuses};
 use crate::left_alone::ByReason;
+use crate::scope::PassedOver;
 
 /// A stretch of managed memory that the program knows as one mapping, whatever we have mapped into it.
 pub(crate) struct Area {
@@ -41,6 +42,10 @@ pub(crate) struct View {
     pub(crate) unfit_pages: u64,
     /// Anonymous memory that is never managed, where all is that can be.
     pub(crate) left_alone: ByReason,
+    /// The mappings when it was last looked at what is merged, until it is chosen from them what is to be managed.
+    pub(crate) mapped: Vec<Vma>,
+    /// What was looked at for that in vain.
+    pub(crate) passed_over: PassedOver,
     /// Handed-over memory was left out because there is far more of it than the program uses, or in too many pieces.
     /// Worth another look when the program has grown.
     pub(crate) left_out: bool,

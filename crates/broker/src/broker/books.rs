@@ -6,7 +6,8 @@ use abi::wire::Message;
 use page::SegmentId;
 
 use super::Broker;
-use crate::account::{Books, Sample, Summary, sample};
+use crate::account::{Books, Summary};
+use crate::sample::{Sample, sample};
 use crate::settings::CheckChoice;
 
 /// For how long a segment must have been without use before it is given back.

@@ -29,7 +29,8 @@ impl Broker {
             if !idle || member.unfit.is_some() || member.is_stopped() {
                 continue;
             }
-            for range in chosen(member) {
+            let mapped = std::mem::take(&mut member.view.mapped);
+            for range in chosen(member, &mapped) {
                 member.tell(Message::Adopt { start: range.start().get(), end: range.end().get() }, None);
             }
         }

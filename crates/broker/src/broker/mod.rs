@@ -14,7 +14,7 @@ use page::{AgePolicy, CandidateIndex, SegmentId, Spans};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use store::{FillBuffer, Options, Partition};
 
-use crate::account::{Sample, SegmentFile, Totals};
+use crate::account::Totals;
 use crate::crowd::Crowd;
 use crate::cycle::Eyes;
 use crate::error::BrokerError;
@@ -26,6 +26,7 @@ use crate::quiet::Quiet;
 use crate::reception::Desk;
 use crate::rendezvous::Rendezvous;
 use crate::roll::Roll;
+use crate::sample::{Sample, SegmentFile};
 use crate::settings::{CheckChoice, Scope, Settings};
 use crate::wishes::{Asked, RefusedKind};
 

@@ -35,7 +35,7 @@ impl Broker {
                 let vmas = maps::read(member.pid).unwrap_or_default();
                 let shown = vmas.iter().filter(|vma| vma.inode == inode).filter_map(|vma| file.shown_by(vma));
                 let items: Vec<Item> = shown
-                    .flat_map(|(part, _)| part.start().page_index()..part.end().page_index())
+                    .flat_map(|shown| shown.range.start().page_index()..shown.range.end().page_index())
                     .map(|page| Item { address: page * page_size(), task: Task::Unmerge })
                     .collect();
                 orders.push((member.index, items));

@@ -10,10 +10,10 @@ use page::{Location, PageNumber, PageRange};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Broker;
-use crate::account::SegmentFile;
 use crate::cycle::{Findings, Look, Regions, fill, look};
 use crate::member::Member;
 use crate::order::{Item, Result1, Task, is_soon_over};
+use crate::sample::SegmentFile;
 
 /// Contents that are copied into the store at one time: some segments, so that those that stay short are few.
 const FILL_AT_ONCE: usize = 1024;
