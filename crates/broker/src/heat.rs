@@ -16,7 +16,7 @@ const LUKEWARM: u64 = CHUNK / 16;
 const ROW: u64 = 64;
 const SLICE: u64 = 8;
 /// Cycles after which a sample is judged the first time, and later.
-const TRIAL: (u16, u16) = (2, 4);
+const TRIAL: (u16, u16) = (3, 4);
 /// Between samples lie twice as many cycles each time, up to 2 to the power of this. From then on the whole is protected:
 /// a few pages in a chunk that have cooled are worth no more than that.
 const SELDOM: u8 = 8;
@@ -40,9 +40,8 @@ struct Chunk {
     /// Pages seen written in this cycle, or since they were protected; and those of them that lie in the sample.
     written: u64,
     written_in_sample: u64,
-    /// Pages of the sample that were written before it was protected, and those that were written since.
+    /// Pages of the sample that were written before it was protected.
     before: u64,
-    since: u64,
 }
 
 /// The chunks of one area, cut where huge pages begin.
@@ -118,13 +117,18 @@ impl Heat {
 
 impl Chunk {
     const fn new() -> Self {
-        Self { hot: 0, watch: Watch::Close { fresh: false }, written: 0, written_in_sample: 0, before: 0, since: 0 }
+        Self { hot: 0, watch: Watch::Close { fresh: false }, written: 0, written_in_sample: 0, before: 0 }
     }
 
     /// The slices that stand for a chunk that begins at `start`.
     fn sample(&self, start: PageNumber) -> impl Iterator<Item = PageRange> {
         let slice = u64::from(self.hot) % (ROW / SLICE) * SLICE;
         (start.0..start.0 + CHUNK).step_by(ROW as usize).map(move |row| pages(row + slice, row + slice + SLICE))
+    }
+
+    fn found_hot(&mut self) -> Watch {
+        self.hot = (self.hot + 1).min(SELDOM + 1);
+        Watch::Rest((1 << (self.hot - 1)) - 1)
     }
 
     fn cool(&mut self) {
@@ -134,17 +138,17 @@ impl Chunk {
                 Watch::Rest(0)
             }
             Watch::Close { .. } => Watch::Close { fresh: true },
+            // It lies where nothing is written: another one is taken, and that later.
+            Watch::Rest(0) if self.written_in_sample == 0 && self.written > LUKEWARM => self.found_hot(),
             Watch::Rest(0) => {
-                (self.before, self.since) = (self.written_in_sample, 0);
+                self.before = self.written_in_sample;
                 Watch::Trial(if self.hot == 1 { TRIAL.0 } else { TRIAL.1 })
             }
             Watch::Rest(cycles) => Watch::Rest(cycles - 1),
             Watch::Trial(cycles) => {
-                self.since += self.written_in_sample;
                 // To protect the whole would cost more faults than it gains pages.
-                if 2 * self.since > self.before {
-                    self.hot = (self.hot + 1).min(SELDOM + 1);
-                    Watch::Rest((1 << (self.hot - 1)) - 1)
+                if 2 * self.written_in_sample > self.before {
+                    self.found_hot()
                 } else if cycles > 1 {
                     Watch::Trial(cycles - 1)
                 } else {
@@ -164,103 +168,131 @@ const fn pages(start: u64, end: u64) -> PageRange {
 mod tests {
     use super::*;
 
-    /// Plays so many cycles, in each of which `written` is, and returns how many faults that costs.
-    fn faults(heat: &mut Heat, cycles: u32, written: PageRange) -> u64 {
-        play(heat, &mut vec![false; heat.pages.end.0 as usize], cycles, |_| written)
+    /// Memory with the bit that says of each page whether it is protected.
+    struct Memory {
+        heat: Heat,
+        protected: Vec<bool>,
     }
 
-    /// The same with pages of which it is known which are protected.
-    fn play(heat: &mut Heat, protected: &mut [bool], cycles: u32, written: impl Fn(u32) -> PageRange) -> u64 {
-        let mut faults = 0;
-        for cycle in 0..cycles {
-            for page in written(cycle).iter() {
-                faults += u64::from(std::mem::take(&mut protected[page.0 as usize]));
-            }
-            let turns = heat.turns();
-            assert_eq!(turns.iter().map(|(piece, _)| piece.pages()).sum::<u64>(), heat.pages.pages());
-            assert!(turns.windows(2).all(|two| two[0].0.end == two[1].0.start && two[0].1 != two[1].1));
-            for (piece, protects) in turns {
-                for page in piece.iter().filter(|page| !protected[page.0 as usize]).collect::<Vec<_>>() {
-                    heat.written(PageRange::from_count(page, 1));
-                    protected[page.0 as usize] = protects;
+    impl Memory {
+        fn new(area: PageRange) -> Self {
+            Self { heat: Heat::new(area), protected: vec![false; area.end.0 as usize] }
+        }
+
+        /// Plays so many cycles, in each of which some pages are written, and returns how many faults that costs.
+        fn play<W: Iterator<Item = u64>>(&mut self, cycles: u32, written: impl Fn(u32) -> W) -> u64 {
+            let mut faults = 0;
+            for cycle in 0..cycles {
+                for page in written(cycle) {
+                    faults += u64::from(std::mem::take(&mut self.protected[page as usize]));
                 }
+                let turns = self.heat.turns();
+                assert_eq!(turns.iter().map(|(piece, _)| piece.pages()).sum::<u64>(), self.heat.pages.pages());
+                assert!(turns.windows(2).all(|two| two[0].0.end == two[1].0.start && two[0].1 != two[1].1));
+                for (piece, protects) in turns {
+                    for page in piece.iter().filter(|page| !self.protected[page.0 as usize]).collect::<Vec<_>>() {
+                        self.heat.written(PageRange::from_count(page, 1));
+                        self.protected[page.0 as usize] = protects;
+                    }
+                }
+                self.heat.cool();
             }
-            heat.cool();
+            faults
         }
-        faults
-    }
 
-    /// In how many of so many cycles without writes a page is protected.
-    fn watched(heat: &mut Heat, page: u64, cycles: u32) -> u32 {
-        let mut count = 0;
-        for _ in 0..cycles {
-            let turns = heat.turns();
-            count += u32::from(turns.iter().any(|(piece, protects)| *protects && piece.contains(PageNumber(page))));
-            heat.cool();
+        /// In how many of so many cycles without writes a page is protected.
+        fn watched(&mut self, page: u64, cycles: u32) -> u32 {
+            let mut count = 0;
+            for _ in 0..cycles {
+                let turns = self.heat.turns();
+                count += u32::from(turns.iter().any(|(piece, protects)| *protects && piece.contains(PageNumber(page))));
+                self.heat.cool();
+            }
+            count
         }
-        count
     }
 
     #[test]
     fn what_is_hot_costs_few_faults() {
-        let mut heat = Heat::new(pages(CHUNK - 100, 3 * CHUNK));
-        let hot = pages(CHUNK + 7, CHUNK + 7 + 256);
+        let mut memory = Memory::new(pages(CHUNK - 100, 3 * CHUNK));
+        let hot = |_| CHUNK + 7..CHUNK + 7 + 256;
         // In 45 seconds of half a second each: twice the whole, then samples. Protected in each cycle: 90 times.
-        let first = faults(&mut heat, 90, hot);
+        let first = memory.play(90, hot);
         assert!((2 * 256..=3 * 256).contains(&first), "{first}");
         // Later the whole, once in 256 cycles.
-        faults(&mut heat, 1000, hot);
-        let later = faults(&mut heat, 2600, hot);
+        memory.play(1000, hot);
+        let later = memory.play(2600, hot);
         assert!((9 * 256..=10 * 256).contains(&later), "{later}");
         // Its neighbours are as before.
-        assert_eq!(watched(&mut heat, CHUNK - 1, 50), 50);
-        assert_eq!(watched(&mut heat, 2 * CHUNK, 50), 50);
+        assert_eq!(memory.watched(CHUNK - 1, 50), 50);
+        assert_eq!(memory.watched(2 * CHUNK, 50), 50);
     }
 
-    /// Seen to fail: with a sample that is judged by the cycle after it alone, in which nothing is written.
+    /// Seen to fail: with a sample that hits nothing taken for one that was left alone (1040 times the whole).
     #[test]
-    fn what_is_written_in_every_other_cycle_is_hot_too() {
-        let mut heat = Heat::new(pages(0, CHUNK));
-        let written = |cycle| if cycle % 2 == 0 { pages(0, CHUNK) } else { pages(0, 0) };
-        let faults = play(&mut heat, &mut [false; CHUNK as usize], 90, written);
-        assert!(faults <= 3 * CHUNK, "{faults}");
+    fn what_a_sample_misses_is_hot_too() {
+        let areas = [(0, CHUNK), (16, 16 + 40), (CHUNK - 40, CHUNK + 40)];
+        for (area, hot) in
+            [(areas[0], 16..57), (areas[0], 0..40), (areas[1], 16..56), (areas[2], CHUNK - 40..CHUNK + 40)]
+        {
+            let mut memory = Memory::new(pages(area.0, area.1));
+            let faults = memory.play(2600, |_| hot.clone());
+            assert!(faults <= 25 * (hot.end - hot.start), "{hot:?} in {area:?}: {faults}");
+        }
+        let mut memory = Memory::new(pages(0, CHUNK));
+        let faults = memory.play(2600, |_| (0..CHUNK).filter(|page| page % ROW / SLICE != 1));
+        assert!(faults <= 25 * CHUNK, "{faults}");
+    }
+
+    /// Seen to fail: with samples that are judged after a cycle.
+    #[test]
+    fn what_is_written_now_and_then_is_hot_too() {
+        for every in 2..=4 {
+            let mut memory = Memory::new(pages(0, CHUNK));
+            let faults = memory.play(360, |cycle| if cycle % every == 0 { 0..CHUNK } else { 0..0 });
+            assert!(faults <= 6 * CHUNK, "every {every}: {faults}");
+        }
     }
 
     #[test]
     fn what_is_left_alone_is_watched_closely_again() {
-        let mut heat = Heat::new(pages(0, CHUNK));
-        let mut protected = [false; CHUNK as usize];
-        play(&mut heat, &mut protected, 50, |_| pages(0, CHUNK));
+        let mut memory = Memory::new(pages(0, CHUNK));
+        memory.play(50, |_| 0..CHUNK);
         // A sample comes after 31 cycles at the latest, and is judged after 4.
-        play(&mut heat, &mut protected, 31 + 4 + 1, |_| pages(0, 0));
-        assert!(protected.iter().all(|protected| *protected));
-        assert_eq!(watched(&mut heat, 0, 20), 20);
+        memory.play(31 + 4 + 1, |_| 0..0);
+        assert!(memory.protected.iter().all(|protected| *protected));
+        assert_eq!(memory.watched(0, 20), 20);
     }
 
-    /// Most of a chunk is data that was loaded and stays, beside some that is written all the time.
+    /// Most of a chunk is data that was loaded and stays, beside some that is written all the time. Seen to fail: with
+    /// what was written in the sample counted anew in each cycle of its trial (523 cycles).
     #[test]
     fn what_has_cooled_beside_hot_pages_is_found() {
-        let mut heat = Heat::new(pages(0, CHUNK));
-        let mut protected = [false; CHUNK as usize];
-        play(&mut heat, &mut protected, 3, |_| pages(0, CHUNK));
-        play(&mut heat, &mut protected, 16, |_| pages(0, 100));
-        assert!(protected[100..].iter().all(|protected| *protected));
-        let faults = play(&mut heat, &mut protected, 90, |_| pages(0, 100));
-        assert!(faults < 4 * 100, "{faults}");
+        for (loading, hot) in [(3, 100), (10, 72), (10, 128), (50, 100), (100, 72)] {
+            let scattered = move |_| (0..hot).map(move |number| number * CHUNK / hot);
+            let mut memory = Memory::new(pages(0, CHUNK));
+            memory.play(loading, |_| 0..CHUNK);
+            // What was hot for longer is looked at less often.
+            memory.play(16 + loading, scattered);
+            let cold = memory.protected.iter().filter(|protected| **protected).count() as u64;
+            assert!(cold >= CHUNK - hot, "{loading} cycles, {hot} hot: {cold}");
+            let faults = memory.play(90, scattered);
+            assert!(faults < 4 * hot, "{loading} cycles, {hot} hot: {faults}");
+        }
     }
 
     #[test]
     fn some_pages_in_a_chunk_change_nothing() {
-        let mut heat = Heat::new(pages(0, 2 * CHUNK));
-        faults(&mut heat, 100, pages(CHUNK - LUKEWARM, CHUNK + LUKEWARM));
-        assert_eq!(watched(&mut heat, 0, 100), 100);
+        let mut memory = Memory::new(pages(0, 2 * CHUNK));
+        memory.play(100, |_| CHUNK - LUKEWARM..CHUNK + LUKEWARM);
+        assert_eq!(memory.watched(0, 100), 100);
     }
 
     /// Seen to fail: without the slices moving on.
     #[test]
     fn each_sample_is_of_other_pages() {
         let mut heat = Heat::new(pages(0, CHUNK));
-        let mut seen = vec![false; CHUNK as usize];
+        let mut seen = [false; CHUNK as usize];
         for _ in 0..200 {
             for (piece, protects) in heat.turns() {
                 if protects && piece.pages() < CHUNK {

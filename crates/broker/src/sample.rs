@@ -43,9 +43,9 @@ pub(crate) struct Shown {
     first: u64,
 }
 
-/// So far apart parts may lie that are looked at in one scan: there are thousands of them, and what lies between costs less
-/// than another call.
-const NEAR: Bytes = Bytes(2 << 20);
+/// So far apart parts may lie that are looked at in one scan: there are thousands of them, and 32 pages between cost as much
+/// as another call.
+const NEAR: Bytes = Bytes(128 << 10);
 
 /// Where a process has pages of its own in parts that ascend, and between them. `None` if that cannot be seen.
 fn own_pages(pagemap: &Pagemap, parts: &[Shown]) -> Option<Vec<Region>> {

@@ -44,7 +44,7 @@ const PAGES_MIN: u64 = 32;
 const ROWS: usize = abi::control::RANGES_MAX * 3 / 4;
 
 /// What was looked at and not chosen: every process has a stack. To look costs as much as all else that is done for a
-/// process in some cycles, so the same is looked at again only now and then, since properties change.
+/// process in some cycles, so the same is looked at again only now and then, since properties change. Ranges ascend.
 #[derive(Debug, Default)]
 pub(crate) struct PassedOver {
     ranges: Vec<Range>,
@@ -58,13 +58,22 @@ impl PassedOver {
     /// Whether it is time to look at these.
     fn is_due(&mut self, ranges: &[Range]) -> bool {
         self.times += 1;
-        self.times > PASSED_OVER || ranges.iter().any(|range| !self.ranges.contains(range))
+        self.times > PASSED_OVER || ranges.iter().any(|range| !self.has(range))
+    }
+
+    fn has(&self, range: &Range) -> bool {
+        self.ranges.binary_search_by_key(&range.start(), Range::start).is_ok_and(|found| self.ranges[found] == *range)
     }
 
     /// These were looked at, and so much was chosen.
     fn note(&mut self, looked_at: Vec<Range>, chosen: &[Range]) {
+        let mut chosen = chosen.to_vec();
+        chosen.sort_by_key(Range::start);
         self.ranges = looked_at;
-        self.ranges.retain(|range| chosen.iter().all(|chosen| chosen.intersect(range).is_none()));
+        self.ranges.retain(|range| {
+            let next = chosen.partition_point(|chosen| chosen.end() <= range.start());
+            chosen.get(next).is_none_or(|chosen| range.end() <= chosen.start())
+        });
         self.times = 0;
     }
 }
@@ -77,7 +86,9 @@ pub(crate) fn chosen(member: &mut Member, mapped: &[Vma]) -> Vec<Range> {
     let room = ROWS.saturating_sub(managed.len());
     let new = mapped.iter().filter(|vma| vma.is_private_anonymous() && vma.read && vma.write);
     let mut new: Vec<Range> = new.flat_map(|vma| without(vma.range, &managed)).collect();
-    new.retain(|range| is_worth_it(*range));
+    // What lies behind a managed range comes into its row, however short it is.
+    let goes_on = |range: &Range| managed.binary_search_by_key(&range.start(), Range::end).is_ok();
+    new.retain(|range| is_worth_it(*range) || goes_on(range));
     if room == 0 || new.is_empty() || !member.view.passed_over.is_due(&new) {
         return Vec::new();
     }
@@ -87,8 +98,7 @@ pub(crate) fn chosen(member: &mut Member, mapped: &[Vma]) -> Vec<Range> {
     let mut ranges: Vec<Range> = eligible(&vmas, &heads)
         .into_iter()
         .flat_map(|range| without(range, &managed))
-        // What lies behind a managed range comes into its row, however short it is.
-        .filter(|range| is_worth_it(*range) || managed.iter().any(|before| before.end() == range.start()))
+        .filter(|range| is_worth_it(*range) || goes_on(range))
         .collect();
     ranges.sort_by_key(|range| std::cmp::Reverse(range.pages()));
     ranges.truncate(room);

@@ -22,14 +22,15 @@ impl Broker {
     /// the program waits while its helper works on both.
     pub(super) fn choose(&mut self) {
         if self.judge().is_none() {
+            self.members.iter_mut().for_each(|member| member.view.mapped = Vec::new());
             return;
         }
         for member in &mut self.members {
+            let mapped = std::mem::take(&mut member.view.mapped);
             let idle = self.queues.get(&member.index).is_none_or(Queue::is_idle);
             if !idle || member.unfit.is_some() || member.is_stopped() {
                 continue;
             }
-            let mapped = std::mem::take(&mut member.view.mapped);
             for range in chosen(member, &mapped) {
                 member.tell(Message::Adopt { start: range.start().get(), end: range.end().get() }, None);
             }
