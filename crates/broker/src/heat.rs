@@ -12,11 +12,12 @@ use page::{PageNumber, PageRange};
 const CHUNK: u64 = 512;
 /// Of a chunk so many pages may be written in every cycle: they cost next to nothing.
 const LUKEWARM: u64 = CHUNK / 16;
-/// A sample is a slice of each row of a chunk, another slice the next time; or the whole, where no more than this is not
-/// protected. What has cooled there could not be told from what is written by so few pages.
-const FEW: u64 = 2 * LUKEWARM;
+/// A sample is a slice of each row of a chunk, another slice the next time.
 const ROW: u64 = 64;
 const SLICE: u64 = 8;
+/// Where no more pages than this are not protected, the sample is the whole: by so few, what has cooled could not be told
+/// from what is written.
+const FEW: u64 = 2 * LUKEWARM;
 /// Cycles after which a sample is judged the first time, and later.
 const TRIAL: (u16, u16) = (3, 4);
 /// Between samples lie twice as many cycles each time, up to 2 to the power of this. From then on the whole is protected:
@@ -44,8 +45,9 @@ struct Chunk {
     written_in_sample: u64,
     /// Pages of the sample that were written before it was protected.
     before: u64,
-    /// Which slice of each row the sample is, if it is not the whole.
+    /// Which slice of each row the sample is, unless it is the whole.
     slice: u8,
+    /// The sample is the whole.
     whole: bool,
 }
 
@@ -84,7 +86,7 @@ impl Heat {
             (chunk.written, chunk.written_in_sample) = (0, 0);
             let whole = pages(number * CHUNK, (number + 1) * CHUNK);
             match chunk.watch {
-                Watch::Rest(0) if !chunk.whole => {
+                Watch::Rest(0) => {
                     let mut at = whole.start;
                     for slice in chunk.sample(whole.start) {
                         add(PageRange::new(at, slice.start), false);
@@ -93,7 +95,7 @@ impl Heat {
                     }
                     add(PageRange::new(at, whole.end), false);
                 }
-                Watch::Close { .. } | Watch::Rest(0) => add(whole, true),
+                Watch::Close { .. } => add(whole, true),
                 Watch::Rest(_) | Watch::Trial(_) => add(whole, false),
             }
         }
@@ -110,9 +112,7 @@ impl Heat {
             let part = pages(at, ((number + 1) * CHUNK).min(inside.end.0));
             let chunk = &mut self.chunks[(number - first) as usize];
             chunk.written += part.pages();
-            if chunk.whole {
-                chunk.written_in_sample = chunk.written;
-            } else if matches!(chunk.watch, Watch::Rest(0) | Watch::Trial(_)) {
+            if matches!(chunk.watch, Watch::Rest(0) | Watch::Trial(_)) {
                 let sample = chunk.sample(PageNumber(number * CHUNK));
                 chunk.written_in_sample += sample.map(|slice| slice.intersection(part).pages()).sum::<u64>();
             }
@@ -141,8 +141,8 @@ impl Chunk {
 
     /// The slices that stand for a chunk that begins at `start`.
     fn sample(&self, start: PageNumber) -> impl Iterator<Item = PageRange> {
-        let slice = u64::from(self.slice) % (ROW / SLICE) * SLICE;
-        (start.0..start.0 + CHUNK).step_by(ROW as usize).map(move |row| pages(row + slice, row + slice + SLICE))
+        let (slice, len) = if self.whole { (0, ROW) } else { (u64::from(self.slice) % (ROW / SLICE) * SLICE, SLICE) };
+        (start.0..start.0 + CHUNK).step_by(ROW as usize).map(move |row| pages(row + slice, row + slice + len))
     }
 
     fn found_hot(&mut self) -> Watch {
