@@ -5,7 +5,9 @@
 //!
 //! A thread may have woken by itself, done other things and made another call just before it was stopped, and a
 //! time-out must never end early. So it counts only if it ran just once between the look before and the stop, and if
-//! that run, whose length is in its CPU time, began after it was asked to stop.
+//! that run, whose length is in its CPU time, began after it was asked to stop. Nor has it slept for longer than its
+//! time-out. And a thread that falls asleep may stay in its queue for a while and be moved to another CPU there, which
+//! forgets when it last ran: 0 (`migrate_task_rq_fair` in kernel/sched/fair.c).
 
 use std::time::Duration;
 
@@ -17,7 +19,7 @@ use crate::units::Pid;
 /// What the scheduler says of a sleeping thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Nap {
-    /// When it last ran, nanoseconds on the clock of its CPU.
+    /// When it last ran, nanoseconds on the clock of its CPU; 0 if that is not known any more.
     ran: u64,
     /// CPU time in nanoseconds.
     used: u64,
@@ -43,18 +45,23 @@ impl Nap {
     }
 
     /// When the thread fell asleep, on the monotonic clock, if it slept until it was asked to stop: `self` is from before
-    /// that, `asked` when it was asked, `stopped` from now.
-    pub(super) fn began(self, asked: u64, stopped: Self) -> Option<u64> {
+    /// that, `asked` when it was asked, `stopped` from now. It had `total` to sleep.
+    pub(super) fn began(self, asked: u64, stopped: Self, total: Duration) -> Option<u64> {
         let there = Present::on(stopped.cpu)?;
         let here = if self.cpu == stopped.cpu { there } else { Present::on(self.cpu)? };
-        began(self, asked, stopped, there, here)
+        began(self, asked, stopped, there, here).filter(|began| !is_over(*began, asked, total))
     }
 }
 
 fn began(before: Nap, asked: u64, stopped: Nap, there: Present, here: Present) -> Option<u64> {
     let run = stopped.used.checked_sub(before.used)?;
     let woke = there.earliest(stopped.ran.checked_sub(run)?)?;
-    (stopped.switches == before.switches + 1 && woke >= asked).then(|| here.latest(before.ran))?
+    (before.ran != 0 && stopped.switches == before.switches + 1 && woke >= asked).then(|| here.latest(before.ran))?
+}
+
+/// A sleep of that length would have ended by itself.
+fn is_over(began: u64, asked: u64, total: Duration) -> bool {
+    Duration::from_nanos(asked.saturating_sub(began)) > total
 }
 
 /// The present on the clock of a CPU, between two moments of the monotonic clock.
@@ -136,6 +143,15 @@ mod tests {
         assert_eq!(began(before, 9_846, stopped, THERE, HERE), None, "it ran before it was asked");
         assert_eq!(began(before, 9_800, Nap { switches: 9, ..stopped }, THERE, HERE), None, "it ran twice");
         assert_eq!(began(before, 9_800, Nap { used: 99, ..stopped }, THERE, HERE), None);
+        assert_eq!(began(Nap { ran: 0, ..before }, 9_800, stopped, THERE, HERE), None, "it was moved");
+    }
+
+    #[test]
+    fn nobody_sleeps_for_longer_than_the_time_out() {
+        let total = Duration::from_nanos(1000);
+        assert!(!is_over(3_005, 4_005, total));
+        assert!(is_over(3_005, 4_006, total));
+        assert!(!is_over(4_010, 4_006, total));
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Attempt<'_> {
         let ends = match home {
             Some(home) => home.head.deadline.min(nap::rest(now, None, total)),
             None => {
-                let began = nap.and_then(|(before, asked)| before.began(asked, Nap::look(tid)?));
+                let began = nap.and_then(|(before, asked)| before.began(asked, Nap::look(tid)?, total));
                 nap::rest(now, began, total)
             }
         };

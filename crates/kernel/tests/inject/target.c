@@ -175,6 +175,20 @@ TIMED(semtimedop, int id = semget(IPC_PRIVATE, 1, 0600); struct sembuf s = {.sem
 TIMED(io_getevents, unsigned long ctx = 0; char ev[64]; syscall(SYS_io_setup, 4, &ctx), 0, SYS_io_getevents, ctx, 1, 1, P(ev), P(&t), 6)
 TIMED(io_pgetevents, unsigned long ctx = 0; char ev[64]; syscall(SYS_io_setup, 4, &ctx), 0, SYS_io_pgetevents, ctx, 1, 1, P(ev), P(&t), 0)
 
+/* Works before each wait: who has had more than its share of a CPU is not taken off the queue at once. */
+static void work_epoll_worn(struct role *r) {
+    long ns = SHORT_NS * 4;
+    struct timespec t = {0, ns};
+    struct epoll_event e;
+    for (int ep = epoll_create1(0);; atomic_fetch_add(&r->count, 1)) {
+        uint64_t begun = now();
+        while (now() - begun < 2000000) {}
+        begun = now();
+        expect(r, "epoll_worn", call(r, SYS_epoll_pwait2, ep, P(&e), 1, P(&t), 0, 8), 0);
+        timed(r, begun, ns);
+    }
+}
+
 /* Calls with their rest of time written back: the register checks of TIMED, not that of the structure. */
 static void work_ppoll(struct role *r) {
     for (;; atomic_fetch_add(&r->count, 1)) {
@@ -547,7 +561,7 @@ static struct role roles[] = {
 #define LONG(NAME) {#NAME "_long", work_##NAME}
     ROLE(nanosleep), ROLE(clock_nanosleep), ROLE(poll), ROLE(futex_timed), ROLE(epoll_timed), ROLE(epoll_pwait), ROLE(epoll_pwait2),
     ROLE(sigtimedwait), ROLE(semtimedop), ROLE(io_getevents), ROLE(io_pgetevents), ROLE(ppoll), ROLE(select), ROLE(recv_timed), ROLE(read), ROLE(futex),
-    ROLE(epoll), ROLE(accept), ROLE(compute), ROLE(read_forever), ROLE(epoll_forever), ROLE(epoll_hour), ROLE(epoll_pwait2_hour),
+    ROLE(epoll), ROLE(epoll_worn), ROLE(accept), ROLE(compute), ROLE(read_forever), ROLE(epoll_forever), ROLE(epoll_hour), ROLE(epoll_pwait2_hour),
     ROLE(sleep_hour), ROLE(futex_forever), ROLE(fibers), ROLE(write_all), ROLE(fork_when_told), ROLE(fork), ROLE(threads), ROLE(vfork), ROLE(vfork_forever),
     ROLE(ppoll_open), ROLE(pselect_open), ROLE(epoll_pwait_open), ROLE(epoll_pwait_open_hour), ROLE(sigsuspend_open),
     ROLE(ppoll_closed), ROLE(epoll_pwait_closed), ROLE(epoll_pwait_closed_hour),
