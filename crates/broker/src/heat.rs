@@ -21,7 +21,7 @@ const FEW: u64 = 2 * LUKEWARM;
 /// Cycles after which a sample is judged the first time, and later.
 const TRIAL: (u16, u16) = (3, 4);
 /// Between samples lie twice as many cycles each time, up to 2 to the power of this. From then on the whole is protected:
-/// a few pages in a chunk that have cooled are worth no more than that.
+/// what has cooled in a chunk that was hot for so long, and of which half is still hot, waits until then.
 const SELDOM: u8 = 8;
 
 /// What comes next for a chunk.
@@ -80,7 +80,7 @@ impl Heat {
         let first = self.pages.start.0 / CHUNK;
         for (number, chunk) in (first..).zip(&mut self.chunks) {
             if chunk.watch == Watch::Rest(0) {
-                // What was written and not protected in the cycle before is not protected now.
+                // What was written in the cycle before. After a rest, or a trial, that is what is not protected.
                 chunk.whole = chunk.hot > SELDOM || chunk.written <= FEW;
             }
             (chunk.written, chunk.written_in_sample) = (0, 0);

@@ -153,9 +153,13 @@ impl Attempt<'_> {
 
     fn inside(&mut self, tracee: Tracee) -> Result<(), End> {
         let limited = self.candidate.fitness == Fitness::Limited;
-        let mut nap = if limited { Nap::look(tracee.tid()).map(|nap| (nap, clock())) } else { None };
+        let nap = if limited { Nap::look(tracee.tid()) } else { None };
         if self.held.is_none() {
             self.seen = if arch::FORGETS_CALLS { Asleep::look(tracee.tid()) } else { None };
+        }
+        // As late as can be: who wakes by itself between this and the interrupt is taken for one that slept until then.
+        let mut nap = nap.map(|nap| (nap, clock()));
+        if self.held.is_none() {
             tracee.interrupt().map_err(failed("interrupt"))?;
         }
         self.step(Step::Interrupted);

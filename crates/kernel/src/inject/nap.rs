@@ -28,8 +28,14 @@ pub(super) struct Nap {
 }
 
 impl Nap {
-    /// `None` where the kernel does not tell (CONFIG_SCHED_DEBUG).
+    /// `None` where the kernel does not tell (CONFIG_SCHED_DEBUG), or if the thread is not at rest: what is told of it comes
+    /// from two files, and is of one moment only if it is the same twice.
     pub(super) fn look(tid: Pid) -> Option<Self> {
+        let look = Self::once(tid)?;
+        (Self::once(tid)? == look).then_some(look)
+    }
+
+    fn once(tid: Pid) -> Option<Self> {
         let mut buffer = Vec::new();
         procfs::read_into(tid, "sched", &mut buffer).ok()?;
         let value = |key: &[u8]| {
@@ -47,21 +53,27 @@ impl Nap {
     /// When the thread fell asleep, on the monotonic clock, if it slept until it was asked to stop: `self` is from before
     /// that, `asked` when it was asked, `stopped` from now. It had `total` to sleep.
     pub(super) fn began(self, asked: u64, stopped: Self, total: Duration) -> Option<u64> {
+        if !self.ran_once_until(stopped) {
+            return None;
+        }
         let there = Present::on(stopped.cpu)?;
         let here = if self.cpu == stopped.cpu { there } else { Present::on(self.cpu)? };
-        began(self, asked, stopped, there, here).filter(|began| !is_over(*began, asked, total))
+        began(self, asked, stopped, there, here, total)
+    }
+
+    /// False too if it is not known when it ran before that.
+    fn ran_once_until(self, stopped: Self) -> bool {
+        self.ran != 0 && stopped.switches == self.switches + 1
     }
 }
 
-fn began(before: Nap, asked: u64, stopped: Nap, there: Present, here: Present) -> Option<u64> {
+fn began(before: Nap, asked: u64, stopped: Nap, there: Present, here: Present, total: Duration) -> Option<u64> {
     let run = stopped.used.checked_sub(before.used)?;
     let woke = there.earliest(stopped.ran.checked_sub(run)?)?;
-    (before.ran != 0 && stopped.switches == before.switches + 1 && woke >= asked).then(|| here.latest(before.ran))?
-}
-
-/// A sleep of that length would have ended by itself.
-fn is_over(began: u64, asked: u64, total: Duration) -> bool {
-    Duration::from_nanos(asked.saturating_sub(began)) > total
+    let began = here.latest(before.ran)?;
+    // A sleep of that length would have ended by itself.
+    let over = Duration::from_nanos(asked.saturating_sub(began)) > total;
+    (woke >= asked && !over).then_some(began)
 }
 
 /// The present on the clock of a CPU, between two moments of the monotonic clock.
@@ -81,7 +93,7 @@ impl Present {
             let before = super::clock();
             // Makes the scheduler note the present, without letting others run first.
             let _ = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-            let noted = Nap::look(own)?;
+            let noted = Nap::once(own)?;
             // Not before: if this thread had to wait meanwhile, the present that is noted is later.
             let after = super::clock();
             (noted.cpu == cpu).then_some(Self { cpu: noted.ran, before, after })
@@ -89,12 +101,13 @@ impl Present {
         (0..3).filter_map(|_| look()).min_by_key(|present| present.after - present.before)
     }
 
-    /// A moment of that CPU on the monotonic clock, or some microseconds earlier.
+    /// A moment of that CPU on the monotonic clock, or some microseconds earlier. Later by the time that interrupts and the
+    /// host have taken since, for which that clock stands still.
     fn earliest(self, moment: u64) -> Option<u64> {
         self.before.checked_sub(self.cpu.checked_sub(moment)?)
     }
 
-    /// The same, or some later.
+    /// The same, or later.
     fn latest(self, moment: u64) -> Option<u64> {
         self.after.checked_sub(self.cpu.checked_sub(moment)?)
     }
@@ -139,19 +152,16 @@ mod tests {
         let before = Nap { ran: 2_000, used: 100, switches: 7, cpu: 0 };
         // Ran for 50 until 10_400 there, i.e. from 9_850 on.
         let stopped = Nap { ran: 10_400, used: 150, switches: 8, cpu: 1 };
-        assert_eq!(began(before, 9_800, stopped, THERE, HERE), Some(3_005));
-        assert_eq!(began(before, 9_846, stopped, THERE, HERE), None, "it ran before it was asked");
-        assert_eq!(began(before, 9_800, Nap { switches: 9, ..stopped }, THERE, HERE), None, "it ran twice");
-        assert_eq!(began(before, 9_800, Nap { used: 99, ..stopped }, THERE, HERE), None);
-        assert_eq!(began(Nap { ran: 0, ..before }, 9_800, stopped, THERE, HERE), None, "it was moved");
-    }
-
-    #[test]
-    fn nobody_sleeps_for_longer_than_the_time_out() {
-        let total = Duration::from_nanos(1000);
-        assert!(!is_over(3_005, 4_005, total));
-        assert!(is_over(3_005, 4_006, total));
-        assert!(!is_over(4_010, 4_006, total));
+        let total = |nanos| Duration::from_nanos(nanos);
+        let found = |before, asked, stopped, total| began(before, asked, stopped, THERE, HERE, total);
+        assert_eq!(found(before, 9_800, stopped, total(7_000)), Some(3_005));
+        assert_eq!(found(before, 9_846, stopped, total(7_000)), None, "it ran before it was asked");
+        assert_eq!(found(before, 9_800, Nap { used: 99, ..stopped }, total(7_000)), None);
+        assert_eq!(found(before, 9_800, stopped, total(6_795)), Some(3_005));
+        assert_eq!(found(before, 9_800, stopped, total(6_794)), None, "it would be over");
+        assert!(before.ran_once_until(stopped));
+        assert!(!before.ran_once_until(Nap { switches: 9, ..stopped }), "it ran twice");
+        assert!(!Nap { ran: 0, ..before }.ran_once_until(stopped), "it was moved");
     }
 
     #[test]
