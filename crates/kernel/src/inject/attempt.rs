@@ -153,12 +153,11 @@ impl Attempt<'_> {
 
     fn inside(&mut self, tracee: Tracee) -> Result<(), End> {
         let limited = self.candidate.fitness == Fitness::Limited;
-        let nap = if limited { Nap::look(tracee.tid()) } else { None };
-        if self.held.is_none() {
-            self.seen = if arch::FORGETS_CALLS { Asleep::look(tracee.tid()) } else { None };
+        if arch::FORGETS_CALLS && self.held.is_none() {
+            self.seen = Asleep::look(tracee.tid());
         }
         // As late as can be: who wakes by itself between this and the interrupt is taken for one that slept until then.
-        let mut nap = nap.map(|nap| (nap, clock()));
+        let mut nap = if limited { Nap::look(tracee.tid()).map(|nap| (nap, clock())) } else { None };
         if self.held.is_none() {
             tracee.interrupt().map_err(failed("interrupt"))?;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -26,6 +26,15 @@ pub(crate) fn program() -> PathBuf {
             program
         })
         .clone()
+}
+
+/// Whether this kernel says when a thread last ran; if not, that is what a test is skipped for.
+pub(crate) fn scheduler_tells() -> bool {
+    let tells = Path::new("/proc/self/sched").exists();
+    if !tells {
+        println!("skipped: /proc/PID/sched");
+    }
+    tells
 }
 
 /// What one role says of itself.

@@ -214,10 +214,9 @@ fn threads_that_protect_themselves() {
     println!("{} of 200 times while it steps", refusals.len());
     assert!(refusals.iter().all(|refusal| *refusal == Refusal::TrapFlag), "{refusals:?}");
     assert!(!target.merges());
-    // Another thread does it. That may be the last one, in its handler, if the others are slow to stop.
+    // Another thread does it.
     let done = target.switch(true, None);
-    assert!(target.merges(), "{done:?}");
-    assert!(["strict", "caught"].iter().all(|role| done.tid != target.tid(role)), "{done:?}");
+    assert!(target.merges() && (done.tid == pid || done.tid == target.tid("nanosleep")), "{done:?}");
     wait_until("they are as they were", || {
         ["strict", "caught"].iter().all(|role| status::read(target.tid(role)).unwrap().state == b'S')
     });

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pagefold_kernel::inject::{Call, Options, inject};
 
-use crate::harness::{Target, wait_until};
+use crate::harness::{Target, scheduler_tells, wait_until};
 
 /// All that sleep or compute for themselves.
 const ALL: [&str; 19] = [
@@ -81,8 +81,7 @@ fn a_time_out_is_not_put_off() {
 /// a busy machine; one of all of them must be.
 #[test]
 fn time_that_has_passed_before_the_first_stop_counts() {
-    if !std::path::Path::new("/proc/self/sched").exists() {
-        println!("skipped: /proc/PID/sched");
+    if !scheduler_tells() {
         return;
     }
     let mut lateness = Vec::new();
