@@ -53,17 +53,12 @@ pub(crate) fn in_child_as_nobody(body: &str) {
 
 /// Gives pages back with MADV_DONTNEED, through the C library.
 pub(crate) fn forget(memory: &Memory, page: u64, count: u64) {
-    let start = (memory.range.start().get() + page * page_size()) as usize as *mut std::ffi::c_void;
-    // SAFETY: whole pages of this process's own memory, in which nothing but bytes lies.
-    unsafe { rustix_madvise(start, (count * page_size()) as usize) };
-}
-
-unsafe fn rustix_madvise(start: *mut std::ffi::c_void, length: usize) {
     unsafe extern "C" {
         fn madvise(start: *mut std::ffi::c_void, length: usize, advice: i32) -> i32;
     }
-    // SAFETY: the caller's promise.
-    assert_eq!(unsafe { madvise(start, length, 4) }, 0);
+    let start = (memory.range.start().get() + page * page_size()) as usize as *mut std::ffi::c_void;
+    // SAFETY: whole pages of this process's own memory, in which nothing but bytes lies.
+    assert_eq!(unsafe { madvise(start, (count * page_size()) as usize, 4) }, 0);
 }
 
 /// Another process of this binary, with the partition's descriptor.
