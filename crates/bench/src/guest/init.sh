@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The first process of a guest: makes it a Linux system, loads modules, runs /job on the second serial port and powers
 # off. What the kernel and this script say goes to the first one.
+echo 'init: begun'
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/ TERM=dumb
 /bin/busybox mkdir -p /bin /sbin /proc /sys /dev /tmp /run
 /bin/busybox --install -s /bin

@@ -35,14 +35,22 @@ pub struct Output {
 
 impl Output {
     /// A kernel that changes its own code while it starts lets the other processor run into `int3`, which QEMU's emulation
-    /// of two processors may show it once the change is over. That is before it has run anything of ours.
+    /// of two processors may show it once the change is over; or it stands still before it has said a word. That is
+    /// before it has run anything of ours.
     fn died_of_its_emulator(&self) -> bool {
-        self.status.is_none() && self.text.is_empty() && self.console.contains("Oops: int3")
+        let oops = self.console.contains("Oops: int3");
+        self.status.is_none() && self.text.is_empty() && (oops || !self.console.contains(BEGUN))
     }
 }
 
 /// Marks the exit status in a guest's log; `init.sh` writes it.
 const MARK: &str = "\n@@pagefold-exit ";
+
+/// The first words of `init.sh`, on the console.
+const BEGUN: &str = "init: begun";
+
+/// A guest that has not got so far by now never will: most need two seconds, and ten on a busy host.
+const BOOT: Duration = Duration::from_secs(60);
 
 /// Memory and processors of such a guest: a test that needs more is none to run under emulation.
 const MEMORY_MIB: u32 = 1024;
@@ -122,13 +130,17 @@ fn boot(
     }
     let start = Instant::now();
     let mut fleet = Fleet::start(&[], folder.path(), vec![options])?;
-    fleet.wait_end(timeout)?;
+    let console = || {
+        let read = |kind: &str| std::fs::read(folder.path().join(format!("inside.{kind}"))).unwrap_or_default();
+        String::from_utf8_lossy(&[read("stderr"), read("console")].concat()).into_owned()
+    };
+    if fleet.wait_end(timeout.min(BOOT))?.is_none() && console().contains(BEGUN) {
+        fleet.wait_end(timeout.saturating_sub(BOOT))?;
+    }
     let elapsed = start.elapsed();
     let log = fleet.guests.first().context("one guest was started")?.log()?;
     drop(fleet);
-    let console = std::fs::read(folder.path().join("inside.console")).unwrap_or_default();
-    let stderr = std::fs::read(folder.path().join("inside.stderr")).unwrap_or_default();
-    let console = String::from_utf8_lossy(&[stderr, console].concat()).into_owned();
+    let console = console();
     let (text, status) = match log.rsplit_once(MARK) {
         Some((text, status)) => (text.to_owned(), status.trim().parse().ok()),
         None => (log, None),

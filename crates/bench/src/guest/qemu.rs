@@ -65,7 +65,7 @@ impl GuestOptions {
         add(&["-nographic", "-nodefaults", "-no-user-config", "-no-reboot"]);
         add(&["-kernel", &self.kernel.image.to_string_lossy(), "-initrd", &self.initramfs.to_string_lossy()]);
         // Where the host is busy, the emulated timer may not tick while the guest's kernel counts its ticks for a moment.
-        add(&["-append", &format!("console=ttyS0 panic=-1 no_timer_check quiet {}", self.append)]);
+        add(&["-append", &format!("console=ttyS0 panic=-1 no_timer_check {}", self.append)]);
         add(&["-pidfile", &file("pid")]);
         add(&["-serial", &format!("file:{}", file("console"))]);
         let socket = format!("socket,id=job,path={},server=on,wait=off,logfile={}", file("socket"), file("log"));
