@@ -15,10 +15,13 @@ mod advices;
 mod descriptors;
 mod fork_calls;
 mod forks;
+mod forsaken;
 mod holders;
 mod holes;
+mod left_alone;
 mod limits;
 mod mappings;
+mod new_code;
 mod outside;
 mod own;
 mod places;
@@ -51,10 +54,13 @@ const VICTIMS: &[&[Victim]] = &[
     descriptors::VICTIMS,
     fork_calls::VICTIMS,
     forks::VICTIMS,
+    forsaken::VICTIMS,
     holders::VICTIMS,
     holes::VICTIMS,
+    left_alone::VICTIMS,
     limits::VICTIMS,
     mappings::VICTIMS,
+    new_code::VICTIMS,
     outside::VICTIMS,
     own::VICTIMS,
     places::VICTIMS,
