@@ -13,8 +13,8 @@ use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
 use kernel::sched::{Resource, limit};
 use kernel::{
-    Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome,
-    Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
+    Credentials, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket,
+    SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
@@ -61,6 +61,8 @@ pub(crate) enum Refused {
     Broken,
     #[error("its helper was killed before it was taken in")]
     Ended,
+    #[error("its program has made room for another one meanwhile")]
+    Replaced,
     #[error(
         "userfaultfd is not to be had there (error {errno}): grant access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1"
     )]
@@ -116,7 +118,7 @@ pub(crate) struct Member {
     attended: Arc<Attended>,
     attendants: Option<Attendants>,
     /// Descriptors for the guardian.
-    control_fd: OwnedFd,
+    control_fd: Arc<OwnedFd>,
     pub(crate) uid: u32,
     /// Real-time priority that the program itself permits its processes.
     pub(crate) rt_hard: Option<u64>,
@@ -347,7 +349,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     if version != control::VERSION {
         return Err(Refused::Version { version });
     }
-    let control_fd = fds.pop().ok_or(Refused::Broken)?;
+    let control_fd = Arc::new(fds.pop().ok_or(Refused::Broken)?);
     let (area, same) = (map_control(&control_fd)?, map_control(&control_fd)?);
     let claims = Claims { member, control, scratch, diverged_scratch };
     if peer.pid.get() <= 0 {
@@ -360,7 +362,7 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     };
     let (introduced, ended) = match helper.map(Arc::new) {
         Ok(helper) => {
-            let introduced = take_in(link, peer, Arc::clone(&helper), &claims, (control_fd, area), host);
+            let introduced = take_in(link, peer, Arc::clone(&helper), &claims, (Arc::clone(&control_fd), area), host);
             let broke_off = matches!(introduced, Err(Refused::Broken | Refused::NotInMember | Refused::Kernel(_)));
             // Its socket goes before it counts as ended.
             (introduced, broke_off && helper.wait_exited(ENDING).unwrap_or(false))
@@ -371,9 +373,19 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
     if ended {
         // Killed in the middle of it. Whoever asks it for something, or would start another one, is to know.
         nobody_lives(&same);
-        return Err(Refused::Ended);
     }
-    introduced
+    let has_control = |pid: Pid| maps_here(pid, Vaddr(claims.control), &control_fd);
+    match introduced {
+        // Its number is nobody's here.
+        Err(Refused::OtherNamespace) => Err(Refused::OtherNamespace),
+        // Whoever talks is no helper.
+        Err(Refused::NotInMember) if !ended && !matches!(has_control(peer.pid), Ok(true)) => Err(Refused::NotInMember),
+        // It has executed something since its helper came: that has a memory of its own, and what failed says nothing
+        // about it. Seen to fail: the first steps of the next program were judged, and called code that nobody vouches for.
+        Err(_) if matches!(has_control(Pid(member.cast_signed())), Ok(false)) => Err(Refused::Replaced),
+        _ if ended => Err(Refused::Ended),
+        introduced => introduced,
+    }
 }
 
 fn map_control(fd: &OwnedFd) -> Result<SharedMap<Control>, Refused> {
@@ -393,7 +405,7 @@ fn take_in(
     peer: Credentials,
     helper: Arc<Pidfd>,
     claims: &Claims,
-    (control_fd, area): (OwnedFd, SharedMap<Control>),
+    (control_fd, area): (Arc<OwnedFd>, SharedMap<Control>),
     host: Host<'_>,
 ) -> Result<Member, Refused> {
     let &Claims { member, control, scratch, diverged_scratch } = claims;
@@ -407,7 +419,7 @@ fn take_in(
     if owner.uid.effective != peer.uid {
         return Err(Refused::OtherUser { uid: owner.uid.effective });
     }
-    if !maps_here(pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? {
+    if !maps_here(pid, Vaddr(control), &control_fd)? {
         return Err(Refused::NotInMember);
     }
     // Opened first: whatever the helper executes later, these stay with the memory that is compared here.
@@ -416,8 +428,7 @@ fn take_in(
     match task::kcmp_vm(pid, peer.pid) {
         Ok(Ordering::Equal) => {}
         // A kernel without kcmp: then the helper has it mapped there as well.
-        Err(ProcError::NotSupported { .. })
-            if maps_here(peer.pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? => {}
+        Err(ProcError::NotSupported { .. }) if maps_here(peer.pid, Vaddr(control), &control_fd)? => {}
         _ => return Err(Refused::NotInMember),
     }
 
@@ -545,9 +556,9 @@ fn send(link: &Seqpacket, message: Message, fds: &[BorrowedFd<'_>]) -> Result<()
 }
 
 /// True if a process has this memory file mapped at an address: then the helper lives in that process's memory.
-fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, MemfdError> {
-    let (_, inode) = memfd::identity(file)?;
-    let maps = maps::read(pid).unwrap_or_default();
+fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, Refused> {
+    let (_, inode) = memfd::identity(file).map_err(Refused::kernel)?;
+    let maps = maps::read(pid).map_err(Refused::kernel)?;
     Ok(maps.iter().any(|vma| vma.range.start() == address && vma.inode == inode && vma.shared))
 }
 

@@ -54,8 +54,10 @@ impl Broker {
                     // All code of a program was read.
                     kernel::address_space::trim();
                 }
-                // A program that ends while its helper introduces itself is no refusal, whatever failed because of it.
+                // A program that ends while its helper introduces itself is no refusal, whatever failed because of it. Nor
+                // is one that executes something: the next one has a helper of its own.
                 let ended = match &introduced {
+                    Err(Refused::Replaced) => true,
                     Err(Refused::Ended | Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) => {
                         said.is_some_and(ends)
                     }

@@ -122,6 +122,37 @@ fn a_tree_of_all_kinds_runs_as_if_nothing_had_been() {
     assert!(said(&run).contains("1 python3"), "{}", said(&run));
 }
 
+/// Asks for a helper, and makes room for another program at once, a few times over.
+const EXECUTES: &str = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+int main(int count, char **words) {
+    size_t size = 9 << 20;
+    for (int i = 0; i < 2; i++) memset(malloc(size), 1, size);
+    if (count < 2) return sleep(3);
+    return execv(words[1], words + 1);
+}
+"#;
+
+/// Seen to fail: the first steps of a program that had been executed meanwhile were taken for code of the one before it,
+/// "60 KiB of executable memory in 8 mappings", which `doctor --proof` knew nothing about.
+#[test]
+fn what_executes_at_once_is_not_judged_for_what_comes() {
+    if !can_merge() || !is_root() {
+        return;
+    }
+    let temp = Temp::new("executes");
+    let Some(executes) = temp.compile("executes", EXECUTES, &["-O1"]) else { return };
+    for _ in 0..3 {
+        let options = ["--scope", "all", "--stable", "0.2"];
+        let run = output(&options, &[&*executes, &executes, &executes, &executes, &executes]);
+        assert_eq!(run.status.code(), Some(0), "{}", said(&run));
+        assert!(!said(&run).contains("left alone"), "{}", said(&run));
+        assert!(said(&run).contains(" executes)"), "{}", said(&run));
+    }
+}
+
 #[test]
 fn trust_is_for_whole_programs_alone() {
     let run = output(&["--trust", "/dev/null"], &["true"]);
