@@ -13,8 +13,8 @@ use abi::wire::{Message, PACKET, Token};
 use kernel::refcheck::{BpfCheck, OwnCounts, own_counts};
 use kernel::sched::{Resource, limit};
 use kernel::{
-    Credentials, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome, Seqpacket,
-    SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
+    Credentials, MemfdError, MemoryFile, Pagemap, Pid, Pidfd, PidfdError, ProcError, Range, RecvOutcome, SendOutcome,
+    Seqpacket, SharedMap, Uffd, UffdFeatures, Vaddr, futex_wake, maps, memfd, status, task,
 };
 use page::SegmentId;
 
@@ -61,8 +61,8 @@ pub(crate) enum Refused {
     Broken,
     #[error("its helper was killed before it was taken in")]
     Ended,
-    #[error("its program has made room for another one meanwhile")]
-    Replaced,
+    #[error("the memory that its helper came for is gone")]
+    MemoryGone,
     #[error(
         "userfaultfd is not to be had there (error {errno}): grant access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1"
     )]
@@ -374,15 +374,15 @@ pub(crate) fn introduce(link: Seqpacket, first: Packet, host: Host<'_>) -> Resul
         // Killed in the middle of it. Whoever asks it for something, or would start another one, is to know.
         nobody_lives(&same);
     }
-    let has_control = |pid: Pid| maps_here(pid, Vaddr(claims.control), &control_fd);
+    let has_control = |pid: Pid| maps_here(pid, Vaddr(claims.control), &control_fd).unwrap_or(true);
     match introduced {
         // Its number is nobody's here.
         Err(Refused::OtherNamespace) => Err(Refused::OtherNamespace),
         // Whoever talks is no helper.
-        Err(Refused::NotInMember) if !ended && !matches!(has_control(peer.pid), Ok(true)) => Err(Refused::NotInMember),
-        // It has executed something since its helper came: that has a memory of its own, and what failed says nothing
-        // about it. Seen to fail: the first steps of the next program were judged, and called code that nobody vouches for.
-        Err(_) if matches!(has_control(Pid(member.cast_signed())), Ok(false)) => Err(Refused::Replaced),
+        Err(Refused::NotInMember) if !ended && !has_control(peer.pid) => Err(Refused::NotInMember),
+        // It has ended, or executed something since its helper came: what failed says nothing about it. Seen to fail: the
+        // first steps of the next program were judged, and called code that nobody vouches for.
+        Err(_) if !has_control(Pid(member.cast_signed())) => Err(Refused::MemoryGone),
         _ if ended => Err(Refused::Ended),
         introduced => introduced,
     }
@@ -419,7 +419,7 @@ fn take_in(
     if owner.uid.effective != peer.uid {
         return Err(Refused::OtherUser { uid: owner.uid.effective });
     }
-    if !maps_here(pid, Vaddr(control), &control_fd)? {
+    if !maps_here(pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? {
         return Err(Refused::NotInMember);
     }
     // Opened first: whatever the helper executes later, these stay with the memory that is compared here.
@@ -428,7 +428,8 @@ fn take_in(
     match task::kcmp_vm(pid, peer.pid) {
         Ok(Ordering::Equal) => {}
         // A kernel without kcmp: then the helper has it mapped there as well.
-        Err(ProcError::NotSupported { .. }) if maps_here(peer.pid, Vaddr(control), &control_fd)? => {}
+        Err(ProcError::NotSupported { .. })
+            if maps_here(peer.pid, Vaddr(control), &control_fd).map_err(Refused::kernel)? => {}
         _ => return Err(Refused::NotInMember),
     }
 
@@ -556,9 +557,9 @@ fn send(link: &Seqpacket, message: Message, fds: &[BorrowedFd<'_>]) -> Result<()
 }
 
 /// True if a process has this memory file mapped at an address: then the helper lives in that process's memory.
-fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, Refused> {
-    let (_, inode) = memfd::identity(file).map_err(Refused::kernel)?;
-    let maps = maps::read(pid).map_err(Refused::kernel)?;
+fn maps_here(pid: Pid, address: Vaddr, file: &OwnedFd) -> Result<bool, MemfdError> {
+    let (_, inode) = memfd::identity(file)?;
+    let maps = maps::read(pid).unwrap_or_default();
     Ok(maps.iter().any(|vma| vma.range.start() == address && vma.inode == inode && vma.shared))
 }
 

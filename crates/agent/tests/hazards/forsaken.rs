@@ -1,6 +1,6 @@
 //! Programs that are managed whole and whose helper or broker is killed.
 
-use crate::new_code::{bring, bring_all, bring_alone, in_company, try_to_bring};
+use crate::new_code::{bring, bring_all, bring_alone, in_company, stand_without_shell, try_to_bring};
 use crate::process::helpers_of;
 use crate::stand::Stand;
 use crate::victim::{Region, Victim, fork, hear, pid, reap, tell, wait_until};
@@ -91,12 +91,7 @@ fn killed() {
 /// Seen to fail: while a helper that was killed had no successor, which was for ever, code that came was refused, and locks.
 #[test]
 fn a_killed_helper_is_replaced_at_once() {
-    use std::os::unix::fs::MetadataExt as _;
-    let stand = Stand::of_all(|file| {
-        let inode = file.and_then(|file| file.metadata().ok()).map(|about| about.ino());
-        inode != Some(std::fs::metadata("/bin/sh").unwrap().ino())
-    });
-    stand.run("whole_killed");
+    stand_without_shell().run("whole_killed");
 }
 
 /// Broker and helper are both gone, everything is merged, and there are other threads: nobody can give pages back.

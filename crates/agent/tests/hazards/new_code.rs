@@ -159,13 +159,17 @@ pub(crate) fn in_company(threads: usize, work: impl FnOnce()) {
     });
 }
 
+/// A broker that admits everything but the shell, which [`bring_all`] maps.
+pub(crate) fn stand_without_shell() -> Stand {
+    use std::os::unix::fs::MetadataExt as _;
+    Stand::of_all(|file| {
+        let inode = file.and_then(|file| file.metadata().ok()).map(|about| about.ino());
+        inode != Some(std::fs::metadata("/bin/sh").unwrap().ino())
+    })
+}
+
 /// Seen to fail: a child without a helper was let go on with all pages merged, and unknown code in it.
 #[test]
 fn what_nobody_knows_ends_merging_in_young_children_too() {
-    use std::os::unix::fs::MetadataExt as _;
-    let stand = Stand::of_all(|file| {
-        let inode = file.and_then(|file| file.metadata().ok()).map(|about| about.ino());
-        inode != Some(std::fs::metadata("/bin/sh").unwrap().ino())
-    });
-    stand.run("whole_child_code");
+    stand_without_shell().run("whole_child_code");
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use abi::wire::Message;
-use kernel::{Pid, Pidfd, PidfdError, maps};
+use kernel::{Pid, Pidfd, PidfdError};
 
 use super::Broker;
 use crate::member::{Host, Member, Refused, first_packet, introduce};
@@ -57,12 +57,10 @@ impl Broker {
                 // A program that ends while its helper introduces itself is no refusal, whatever failed because of it. Nor
                 // is one that executes something: the next one has a helper of its own.
                 let ended = match &introduced {
-                    Err(Refused::Replaced) => true,
+                    Err(Refused::MemoryGone) => true,
                     Err(Refused::Ended | Refused::NotInMember | Refused::Broken | Refused::Kernel(_)) => {
                         said.is_some_and(ends)
                     }
-                    // Its code could not be read to the end.
-                    Err(Refused::NotProven(_)) => said.is_some_and(has_no_memory),
                     _ => false,
                 };
                 if ended {
@@ -108,11 +106,6 @@ impl Broker {
             None => {}
         }
     }
-}
-
-/// True for a process whose memory is gone already.
-fn has_no_memory(pid: Pid) -> bool {
-    maps::read(pid).map_or(true, |mappings| mappings.is_empty())
 }
 
 /// True for a process that has ended, or is about to: its memory goes first.
