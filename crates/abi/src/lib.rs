@@ -13,6 +13,7 @@
 pub mod cbpf;
 pub mod control;
 pub mod frozen;
+pub mod jump;
 pub mod mark;
 pub mod place;
 pub mod told;

@@ -66,8 +66,10 @@ const GO: u32 = 1;
 const DECLINED: u32 = 2;
 
 /// Between the process in the middle, which waits for it, and the helper.
+#[unsafe(link_section = ".data")]
 static VERDICT: AtomicU32 = AtomicU32::new(UNDECIDED);
 /// Where the sign is, 0 while there is none.
+#[unsafe(link_section = ".data")]
 static SIGN_AT: AtomicU64 = AtomicU64::new(0);
 
 /// What has been done about the program's own attribute.

@@ -3,7 +3,11 @@
 //! The table is made beforehand, by decoding the files, and knows each object by its build-id; here only the build-ids
 //! of what is mapped are compared. Format, all little endian: `PFSITES1`, u32 number of objects, 4 bytes; then for
 //! each object u8 length of its build-id, 32 bytes build-id, 3 bytes, u32 number of sites; then for each site u32
-//! link-time address, u32 number of the call (0xffff_ffff: any), the 7 bytes that must be there, 1 byte.
+//! link-time address, u32 number of the call (0xffff_ffff: any), the 7 bytes that must be there, 1 byte. The 4 bytes in
+//! the header say from which page of the file on the pages with the sites lie as they are when they are changed, in the
+//! same order; 0 if the file has none of them.
+
+use abi::jump::JUMP;
 
 use crate::sys::{self, nr, sys};
 
@@ -11,8 +15,8 @@ const MAGIC: &[u8; 8] = b"PFSITES1";
 const HEADER: usize = 16;
 const OBJECT: usize = 40;
 const SITE: usize = 16;
-/// The number that stands for `syscall()`.
-pub(crate) const ANY: u32 = u32::MAX;
+/// Where the header says from which page of the file on the changed pages lie.
+const CHANGED_PAGES: usize = 12;
 
 /// A place to patch.
 #[derive(Clone, Copy)]
@@ -27,6 +31,8 @@ pub(crate) struct Site {
 pub(crate) struct Object<'a> {
     build_id: &'a [u8],
     sites: &'a [u8],
+    /// The page of the file from which on its changed pages lie, if there are any.
+    pub(crate) changed: Option<u64>,
 }
 
 impl<'a> Object<'a> {
@@ -40,6 +46,20 @@ impl<'a> Object<'a> {
     }
 }
 
+impl Object<'_> {
+    /// How many pages its sites lie in.
+    pub(crate) fn pages(self) -> u64 {
+        let mut behind = 0;
+        let mut count = 0;
+        for site in self.sites(0) {
+            let (first, end) = (sys::page_down(site.address).max(behind), sys::page_up(site.address + JUMP as u64));
+            count += end.saturating_sub(first) / sys::PAGE;
+            behind = end.max(behind);
+        }
+        count
+    }
+}
+
 fn word(raw: &[u8], at: usize) -> u32 {
     raw.get(at..at + 4).map_or(0, |bytes| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
 }
@@ -48,6 +68,7 @@ fn word(raw: &[u8], at: usize) -> u32 {
 pub(crate) fn objects(table: &[u8]) -> impl Iterator<Item = Object<'_>> {
     let count = if table.starts_with(MAGIC) { word(table, 8) } else { 0 };
     let mut at = HEADER;
+    let mut changed = u64::from(word(table, CHANGED_PAGES));
     (0..count).map_while(move |_| {
         let head = table.get(at..at + OBJECT)?;
         let build_id = head.get(1..1 + usize::from(head[0]).min(32))?;
@@ -55,7 +76,12 @@ pub(crate) fn objects(table: &[u8]) -> impl Iterator<Item = Object<'_>> {
         let start = at + OBJECT;
         let end = start.checked_add(sites.checked_mul(SITE)?)?;
         at = end;
-        Some(Object { build_id, sites: table.get(start..end)? })
+        let mut object = Object { build_id, sites: table.get(start..end)?, changed: None };
+        if changed != 0 {
+            object.changed = Some(changed);
+            changed += object.pages();
+        }
+        Some(object)
     })
 }
 

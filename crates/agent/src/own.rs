@@ -18,8 +18,11 @@ struct Piece {
     end: AtomicU64,
 }
 
+// In the page of the other data that every process changes.
+#[unsafe(link_section = ".data")]
 static PIECES: [Piece; PIECES_MAX] = [const { Piece { start: AtomicU64::new(0), end: AtomicU64::new(0) } }; PIECES_MAX];
 /// Pieces from this one on were never used.
+#[unsafe(link_section = ".data")]
 static USED: AtomicU32 = AtomicU32::new(0);
 
 unsafe extern "C" {

@@ -4,16 +4,21 @@
 //! five bytes become a jump; the `syscall` behind them stays, so that a thread that stands between the two instructions
 //! at this moment makes its call and goes on. Control comes back behind the site.
 //!
-//! Each page of code is copied, changed and put in place whole by mremap, so that no thread ever sees half an instruction
-//! or a page that is not there. From then on it is memory and no file to the kernel, and that is meant: a uprobe on a site,
-//! such as tracers put on munmap, would replace the jump by a trap and execute what the *file* has there. The thread would
-//! go on at the `syscall` behind it, past the gate. So uprobes do not reach these pages. One that is there before would
-//! stay in the copy as a trap that nobody handles: a page that is not the file's any more is left alone, and the program
-//! with it.
+//! Changed pages are put in place whole by mremap, so that no thread ever sees half an instruction or a page that is not
+//! there. Where the trampolines lie at the distance that all programs have them at, these pages are those of the launcher's
+//! file (see [`abi::jump`]), which cost no process any memory; they are compared with what is there, byte by byte. Else they
+//! are copies.
+//!
+//! From then on they are no part of libc's file to the kernel, and that is meant: a uprobe on a site, such as tracers put on
+//! munmap, would replace the jump by a trap and execute what *libc's file* has there. The thread would go on at the
+//! `syscall` behind it, past the gate. So uprobes do not reach these pages. One that is there before would stay in a copy as
+//! a trap that nobody handles: a page that is not the file's any more is left alone, and the program with it.
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use crate::elf::{ANY, Site, for_each_mapping, known};
+use abi::jump::{ANY, DISTANCE, JUMP, jump, room};
+
+use crate::elf::{Object, Site, for_each_mapping, known};
 use crate::link;
 use crate::state::Start;
 use crate::stubs;
@@ -22,6 +27,9 @@ use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
 
 /// Room for the trampolines of one object.
 const TRAMPOLINES: u64 = 2 * PAGE;
+/// What stays free above trampolines at their distance: there may be a stack, of which the kernel keeps mappings away half
+/// as far.
+const STACK: u64 = 256 << 20;
 /// How far from an object's beginning they may lie: a jump reaches 2 GiB, and no libc is as long as the rest.
 const REACH: u64 = (2 << 30) - (64 << 20);
 const OBJECTS_MAX: usize = 4;
@@ -52,7 +60,8 @@ pub(crate) fn is_patched(inode: u64) -> bool {
 }
 
 /// Patches libc and the loader. Nothing is changed unless both are found and every byte is as the table says.
-pub(crate) fn patch_all(table: &[u8]) -> Start {
+/// `file`: where the table stands, with the changed pages behind it.
+pub(crate) fn patch_all(table: &[u8], file: Option<i32>) -> Start {
     let mut found = [None; OBJECTS_MAX];
     let mut count = 0;
     let read = for_each_mapping(|line| {
@@ -73,7 +82,10 @@ pub(crate) fn patch_all(table: &[u8]) -> Start {
         return Start::UnknownLibc;
     }
     let Some(pagemap) = link::open(c"/proc/self/pagemap") else { return Start::PatchFailed };
-    let patched = found.iter().flatten().all(|(object, bias, near)| patch_object(object.sites(*bias), *near, pagemap));
+    let patched = found.iter().flatten().all(|(object, bias, near)| {
+        let prepared = file.and_then(|file| Prepared::map(file, table.len() as u64, object));
+        patch_object(object.sites(*bias), (*near, *bias), pagemap, prepared)
+    });
     link::close(pagemap);
     if patched { Start::Ready } else { Start::PatchFailed }
 }
@@ -84,54 +96,98 @@ fn is_there(site: &Site) -> bool {
     bytes == site.bytes
 }
 
-fn patch_object(sites: impl Iterator<Item = Site>, near: u64, pagemap: i32) -> bool {
-    let mut list = [None; SITES_MAX];
-    for (index, site) in sites.enumerate() {
-        let Some(slot) = list.get_mut(index) else { return false };
-        *slot = Some(site);
-    }
-    let Some(room) = room_near(near) else { return false };
-    if let Some(slot) = ROOMS.iter().find(|slot| slot.load(SeqCst) == 0) {
-        slot.store(room, SeqCst);
-    }
-    let mut code = Code { start: room, at: room, end: room + TRAMPOLINES };
-    let mut jumps = [(0_u64, [0_u8; 5]); SITES_MAX];
-    let mut count = 0;
-    for site in list.iter().flatten() {
-        let target = code.at;
-        if !trampoline(&mut code, site) {
-            return false;
+/// Pages of an object as they are when they are changed, mapped from the launcher's file: what is left of them.
+struct Prepared {
+    start: u64,
+    end: u64,
+}
+
+impl Prepared {
+    /// `None` if the file, which is so long, does not have them, or may not be executed.
+    fn map(file: i32, len: u64, object: &Object<'_>) -> Option<Self> {
+        let (offset, bytes) = (object.changed?.checked_mul(PAGE)?, object.pages() * PAGE);
+        if offset.checked_add(bytes)? > len {
+            return None;
         }
-        let distance = target.wrapping_sub(site.address.wrapping_add(5)) as i64;
-        let Ok(distance) = i32::try_from(distance) else { return false };
-        let d = distance.to_le_bytes();
-        jumps[count] = (site.address, [0xe9, d[0], d[1], d[2], d[3]]);
+        // SAFETY: a free place of the kernel's choice.
+        let start = unsafe { sys::mmap(0, bytes, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, offset) }.ok()?;
+        Some(Self { start, end: start + bytes })
+    }
+
+    /// The next pages, so many bytes: of another piece from now on.
+    fn next(&mut self, len: u64) -> Option<u64> {
+        let pages = self.start;
+        self.start = pages.checked_add(len).filter(|next| *next <= self.end)?;
+        Some(pages)
+    }
+
+    /// Gives back what is mapped and was not moved.
+    fn unmap(start: u64, len: u64) {
+        // SAFETY: mapped by `map`, and nobody has its address.
+        unsafe { sys!(nr::MUNMAP, start, len) };
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.start < self.end {
+            Self::unmap(self.start, self.end - self.start);
+        }
+    }
+}
+
+/// A jump, and the address where it goes.
+type Jump = (u64, [u8; JUMP]);
+
+/// `near`: where the object begins, and what its link-time zero is here.
+fn patch_object(
+    sites: impl Iterator<Item = Site>,
+    (near, bias): (u64, u64),
+    pagemap: i32,
+    prepared: Option<Prepared>,
+) -> bool {
+    let Some(start) = room_near(near, bias.wrapping_add(DISTANCE)) else { return false };
+    if let Some(slot) = ROOMS.iter().find(|slot| slot.load(SeqCst) == 0) {
+        slot.store(start, SeqCst);
+    }
+    let mut jumps = [(0_u64, [0_u8; JUMP]); SITES_MAX];
+    let mut count = 0;
+    let mut at = start;
+    for site in sites {
+        let end = at + room(site.number);
+        let mut code = Code { start: at, at, end };
+        let Some(slot) = jumps.get_mut(count).filter(|_| end <= start + TRAMPOLINES) else { return false };
+        let Some(jump) = jump(site.address, at).filter(|_| trampoline(&mut code, &site)) else { return false };
+        *slot = (site.address, jump);
         count += 1;
+        at = end;
     }
     // SAFETY: the trampolines' own pages; from here on they are code.
-    if unsafe { sys!(nr::MPROTECT, room, TRAMPOLINES, PROT_READ | PROT_EXEC) } != 0 {
+    if unsafe { sys!(nr::MPROTECT, start, TRAMPOLINES, PROT_READ | PROT_EXEC) } != 0 {
         return false;
     }
-    replace_pages(&jumps[..count], pagemap)
+    replace_pages(&jumps[..count], pagemap, prepared)
 }
 
 /// Room for trampolines within reach of a 32-bit jump of an object: above a mapping, in the gap that brings it nearest.
-/// There is one wherever a program has not filled 4 GiB around its libc; an allocator's arenas alone can take half a GiB.
+/// At `wanted` if there is room, see [`abi::jump`]. There is one wherever a program has not filled 4 GiB around its libc; an allocator's arenas alone can take half a GiB.
 /// Never below a mapping, since that could be a stack, and not above the heap, which grows too.
-fn room_near(near: u64) -> Option<u64> {
+fn room_near(near: u64, wanted: u64) -> Option<u64> {
     /// Another thread may take the gap first.
     const TRIES: usize = 16;
     for _ in 0..TRIES {
         let mut best = None;
         let mut behind = None;
+        let mut at_distance = false;
         // SAFETY: asks for the end of the heap.
         let heap = sys::page_up(unsafe { sys!(nr::BRK, 0) } as u64);
         for_each_mapping(|line| {
             let gap = behind.replace(line.end).filter(|end| *end != heap);
             best = nearer(near, best, gap.and_then(|start| room_above(near, start, line.start)));
+            at_distance |= gap.is_some_and(|start| has_room(wanted, start, line.start));
         })
         .then_some(())?;
-        let place = best?;
+        let place = if at_distance { wanted } else { best? };
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
         let Ok(got) = (unsafe { sys::mmap(place, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }) else {
@@ -147,6 +203,12 @@ fn room_near(near: u64) -> Option<u64> {
     None
 }
 
+/// Whether there is room at this place, in the gap from `start` to `end`.
+fn has_room(wanted: u64, start: u64, end: u64) -> bool {
+    start.checked_add(PAGE).is_some_and(|start| start <= wanted)
+        && wanted.checked_add(TRAMPOLINES + STACK).is_some_and(|behind| behind <= end)
+}
+
 /// The lowest place for trampolines in the gap from `start` to `end`, if it is within reach of `near`. A page on either
 /// side stays free, so that it does not look like a part of its neighbours.
 fn room_above(near: u64, start: u64, end: u64) -> Option<u64> {
@@ -158,48 +220,72 @@ fn nearer(near: u64, one: Option<u64>, other: Option<u64>) -> Option<u64> {
     [one, other].into_iter().flatten().min_by_key(|place| place.abs_diff(near))
 }
 
-/// Puts changed copies of the pages in place. Neighbouring pages are one piece, as are those that a site crosses.
-fn replace_pages(jumps: &[(u64, [u8; 5])], pagemap: i32) -> bool {
+/// Puts changed pages in place. Neighbouring pages are one piece, as are those that a site crosses.
+fn replace_pages(jumps: &[Jump], pagemap: i32, mut prepared: Option<Prepared>) -> bool {
     let mut done = 0;
     while done < jumps.len() {
-        let first = jumps[done].0 & !(PAGE - 1);
-        let mut end = sys::page_up(jumps[done].0 + 5);
+        let first = sys::page_down(jumps[done].0);
+        let mut end = sys::page_up(jumps[done].0 + JUMP as u64);
         let mut next = done + 1;
-        while next < jumps.len() && jumps[next].0 >= first && jumps[next].0 & !(PAGE - 1) <= end {
-            end = end.max(sys::page_up(jumps[next].0 + 5));
+        while next < jumps.len() && jumps[next].0 >= first && sys::page_down(jumps[next].0) <= end {
+            end = end.max(sys::page_up(jumps[next].0 + JUMP as u64));
             next += 1;
         }
-        let len = end - first;
-        let Some(copy) = sys::allocate(len) else { return false };
-        // SAFETY: code pages of a mapped object are readable, and the copy is fresh memory of the same length.
-        unsafe { core::ptr::copy_nonoverlapping(first as *const u8, copy as *mut u8, len as usize) };
-        // After it was copied: a trap that comes only now is not in the copy.
+        let (len, jumps) = (end - first, &jumps[done..next]);
+        let pages = prepared.as_mut().and_then(|prepared| prepared.next(len));
+        let shared = pages.filter(|pages| are_equal(first, *pages, len, jumps));
+        if let (Some(pages), None) = (pages, shared) {
+            Prepared::unmap(pages, len);
+        }
+        let Some(changed) = shared.or_else(|| copy(first, len, jumps)) else { return false };
+        // After they were read: a trap that comes only now is not in what takes their place.
         if !is_of_file(pagemap, first, len) {
             return false;
-        }
-        for (address, jump) in &jumps[done..next] {
-            // SAFETY: inside the copy.
-            unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), (copy + (address - first)) as *mut u8, jump.len()) };
         }
         let Some([start_word, end_word]) = PIECES.iter().find(|[start, _]| start.load(SeqCst) == 0) else {
             return false;
         };
-        // SAFETY: the copy becomes code with the same bytes but for the verified sites, and replaces the page at once.
-        let moved = unsafe {
-            if sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) != 0 {
-                return false;
-            }
-            sys!(nr::MREMAP, copy, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, first)
-        };
-        if failed(moved) {
+        // SAFETY: code with the same bytes but for the verified sites replaces the pages at once.
+        if failed(unsafe { sys!(nr::MREMAP, changed, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, first) }) {
             return false;
         }
-        crate::own::forget(copy);
+        if shared.is_none() {
+            crate::own::forget(changed);
+        }
         end_word.store(end, SeqCst);
         start_word.store(first, SeqCst);
         done = next;
     }
     true
+}
+
+/// Whether changed pages are what a copy of those at `first` would be.
+fn are_equal(first: u64, changed: u64, len: u64, jumps: &[Jump]) -> bool {
+    // SAFETY: code pages of a mapped object, and pages that were mapped to be put in their place.
+    let [before, after] =
+        [first, changed].map(|at| unsafe { core::slice::from_raw_parts(at as *const u8, len as usize) });
+    let mut from = 0;
+    for (address, jump) in jumps {
+        let at = (address - first) as usize;
+        if before.get(from..at) != after.get(from..at) || after.get(at..at + JUMP) != Some(jump) {
+            return false;
+        }
+        from = at + JUMP;
+    }
+    before.get(from..) == after.get(from..)
+}
+
+/// A changed copy of pages, as code.
+fn copy(first: u64, len: u64, jumps: &[Jump]) -> Option<u64> {
+    let copy = sys::allocate(len)?;
+    // SAFETY: code pages of a mapped object are readable, and the copy is fresh memory of the same length.
+    unsafe { core::ptr::copy_nonoverlapping(first as *const u8, copy as *mut u8, len as usize) };
+    for (address, jump) in jumps {
+        // SAFETY: inside the copy.
+        unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), (copy + (address - first)) as *mut u8, JUMP) };
+    }
+    // SAFETY: the copy's own pages; from here on they are code.
+    (unsafe { sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) } == 0).then_some(copy)
 }
 
 /// True if nobody has written to any of these pages, which were read just now: they are the file's.

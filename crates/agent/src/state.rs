@@ -53,7 +53,9 @@ pub(crate) mod unwilling {
     pub(crate) const FOR_GOOD: u32 = 2;
 }
 
-/// Everything static. Private memory: a fork copies it.
+/// Everything static. Private memory: a fork copies it. The table comes last, and in it the rows: what of them is never used
+/// costs no memory.
+#[repr(C)]
 pub(crate) struct State {
     /// Not 0 once the gate stands.
     pub(crate) active: AtomicU32,
@@ -194,6 +196,11 @@ impl State {
 /// hands anything over, and again only while it hands nothing over and has no helper.
 #[must_use]
 pub fn start(config: &Config, sites: &[u8]) -> Start {
+    start_with(config, sites, None)
+}
+
+/// As [`start`]. `file`: where the table stands, with the changed pages behind it.
+fn start_with(config: &Config, sites: &[u8], file: Option<i32>) -> Start {
     child::notice();
     if STATE.active.load(SeqCst) != 0 {
         // A program that has left one partition may go into another. Ranges of the old one must not come along.
@@ -214,7 +221,7 @@ pub fn start(config: &Config, sites: &[u8]) -> Start {
     if !config.alone {
         STATE.policies.store(policies::UNHEARD, SeqCst);
     }
-    let outcome = patch::patch_all(sites);
+    let outcome = patch::patch_all(sites, file);
     if outcome == Start::Ready {
         STATE.all.store(u32::from(config.all), SeqCst);
         STATE.active.store(1, SeqCst);
@@ -263,7 +270,7 @@ pub fn start_from_file(config: &Config, path: &'static [u8]) {
         if let Ok(table) = unsafe { sys::mmap(0, size, sys::PROT_READ, sys::MAP_PRIVATE, fd, 0) } {
             // SAFETY: mapped readable for this length; the launcher does not change the file.
             let sites = unsafe { core::slice::from_raw_parts(table as *const u8, size as usize) };
-            told::started(start(config, sites), sites);
+            told::started(start_with(config, sites, Some(fd)), sites);
             // SAFETY: mapped above, not used any more.
             unsafe { sys::sys!(sys::nr::MUNMAP, table, size) };
         }

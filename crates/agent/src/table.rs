@@ -24,6 +24,7 @@ struct Row {
 }
 
 /// The table.
+#[repr(C)]
 pub(crate) struct Table {
     lock: AtomicU32,
     /// Odd while managed pages go from one row to another, and another number afterwards. Look-ups take no lock: one that
@@ -45,7 +46,11 @@ const MARKS_RESERVED: u64 = 4 << 20;
 
 /// Marks of ranges that are not large, one array for each row, so that nothing has to be mapped for them: a place that the
 /// program has just unmapped is the first that the kernel would give, and the program may map it again as its own.
-static SMALL: [[AtomicU8; SMALL_PAGES]; RANGES_MAX] = [const { [const { AtomicU8::new(0) }; SMALL_PAGES] }; RANGES_MAX];
+static SMALL: [Small; RANGES_MAX] = [const { Small([const { AtomicU8::new(0) }; SMALL_PAGES]) }; RANGES_MAX];
+
+/// A page, so that the marks of a range lie in no more than one.
+#[repr(align(4096))]
+struct Small([AtomicU8; SMALL_PAGES]);
 
 /// Proof that the table's lock is held.
 pub(crate) struct Locked<'a> {
@@ -178,7 +183,7 @@ impl Table {
         }
         let used = self.used.load(SeqCst) as usize;
         let (row, marks) = self.rows.get(used).zip(SMALL.get(used)).filter(|_| pages <= SMALL_PAGES as u64)?;
-        row.marks.store(marks.as_ptr() as u64, SeqCst);
+        row.marks.store(marks.0.as_ptr() as u64, SeqCst);
         row.capacity.store(SMALL_PAGES as u64, SeqCst);
         self.used.store(used as u32 + 1, SeqCst);
         Some(row)

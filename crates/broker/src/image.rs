@@ -8,9 +8,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proof::table::FILE_NAME as SITES;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use crate::broker::BrokerHandle;
+use crate::changed::{self, Read};
 use crate::error::BrokerError;
 
 /// A launcher has made and locked its folder within this time.
@@ -44,7 +46,9 @@ impl AgentFiles {
     /// # Errors
     /// [`BrokerError::Sites`] if this machine's libc is not understood, [`BrokerError::Agent`] if no folder can be had.
     pub fn write() -> Result<Self, BrokerError> {
-        let sites = host_sites()?;
+        let objects = host_objects()?;
+        let sites =
+            changed::table_with_pages(&objects).map_err(|error| BrokerError::Sites { reason: error.to_string() })?;
         let bases = ["XDG_RUNTIME_DIR", "TMPDIR"].map(|name| std::env::var_os(name).map(PathBuf::from));
         let [runtime, temporary] = bases;
         let candidates = [runtime, Some("/run".into()), temporary, Some("/tmp".into())];
@@ -126,7 +130,7 @@ impl AgentFiles {
     /// The table of system-call sites.
     #[must_use]
     pub fn sites(&self) -> PathBuf {
-        self.folder.join("sites")
+        self.folder.join(SITES)
     }
 }
 
@@ -159,7 +163,7 @@ fn remove_left_behind(base: &Path) {
         if named_by_a_process(&folder) {
             continue;
         }
-        for file in [AGENT, "sites"] {
+        for file in [AGENT, SITES] {
             let _ = rustix::fs::unlinkat(&held, file, rustix::fs::AtFlags::empty());
         }
         // If it holds anything else it is not ours after all.
@@ -191,6 +195,12 @@ fn forbids_execution(base: &Path) -> bool {
 /// # Errors
 /// [`BrokerError::Sites`].
 pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
+    let objects = host_objects()?;
+    Ok(proof::encode(objects.iter().map(|(sites, _)| sites)))
+}
+
+/// That libc and that loader: their sites, and what is in their files.
+fn host_objects() -> Result<Vec<Read>, BrokerError> {
     let reason = |reason: String| BrokerError::Sites { reason };
     let maps = kernel::maps::read(kernel::Pid::this()).map_err(|error| reason(error.to_string()))?;
     let mut objects = Vec::new();
@@ -209,7 +219,7 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
         if libc && let Err(reasons) = proof::verdict(&sites) {
             return Err(reason(format!("{}: {}", path.display(), reasons.join("; "))));
         }
-        objects.push(sites);
+        objects.push((sites, file));
     }
     if objects.len() != 2 {
         return Err(reason(format!(
@@ -217,7 +227,7 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
             objects.len()
         )));
     }
-    Ok(proof::encode(&objects))
+    Ok(objects)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@
 mod account;
 mod attendant;
 mod broker;
+mod changed;
 mod children;
 mod client;
 mod crowd;

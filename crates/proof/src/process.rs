@@ -15,6 +15,7 @@ use object::elf;
 use crate::judge::Verdict;
 use crate::object::Facts;
 use crate::report::{Object, Progress, Prover, Report, check_libcs, name_of};
+use crate::table::FILE_NAME;
 
 /// How often a process is looked at whose mappings change meanwhile.
 const LOOKS: usize = 3;
@@ -70,7 +71,7 @@ impl Prover<'_> {
                 files.entry((vma.dev_major, vma.dev_minor, vma.inode)).or_default().push(vma.clone());
             }
         }
-        let (mut all, mut own) = (Vec::new(), false);
+        let (mut all, mut own) = (Vec::new(), None);
         let pagemap = Pagemap::open(pid).ok();
         let count = files.len();
         for (done, mappings) in files.into_values().enumerate() {
@@ -106,19 +107,23 @@ impl Prover<'_> {
                 let reason = "is loaded twice (dlmopen), and the gate is in one of them";
                 objects.push(Object::other(&object.path, Verdict::Unknown, reason));
             }
-            own |= self.lists.is_own(&facts, &name_of(&object.path));
+            if self.lists.is_own(&facts, &name_of(&object.path)) {
+                own = Some(PathBuf::from(&object.path));
+            }
             objects.push(object);
             all.push(facts);
         }
         check_libcs(&all, &mut objects);
         // The agent's patched sites lead to small pieces of code near libc and the loader, which nobody can write to; the
-        // pages that they are in are copies.
+        // pages that they are in are copies, or those of a file beside the agent's.
+        let beside = own.as_deref().map(|agent| agent.with_file_name(FILE_NAME));
         memory.retain(|vma| {
             let is_own = match self.own_code {
                 Some(pieces) => pieces.iter().any(|piece| piece.intersect(&vma.range) == Some(vma.range)),
                 None => vma.range.len().0 <= TRAMPOLINES,
             };
-            !(own && is_own) || vma.write || vma.inode != 0
+            let of_file = vma.inode != 0 && beside.as_deref() != Some(without_mark(vma.name.clone()).0.as_ref());
+            beside.is_none() || !is_own || vma.write || of_file
         });
         if !memory.is_empty() {
             objects.push(compiled(&memory, &objects, exe.ok().as_deref()));

@@ -7,7 +7,7 @@
 //! header, 16 bytes
 //!    0  [u8; 8]  magic, "PFSITES1"
 //!    8  u32      number of objects
-//!   12  u32      padding
+//!   12  u32      page of the file from which on its changed pages lie; 0: it has none
 //! then for each object
 //!   header, 40 bytes
 //!      0  u8       length of the build-id in bytes; 0: the object has none
@@ -20,11 +20,20 @@
 //!      8  [u8; 7]  the bytes of the site as they are in the file
 //!     15  u8       padding
 //! ```
+//!
+//! The changed pages are those that the sites lie in, with a jump in the place of the first five bytes of each: object by
+//! object, by ascending address.
+
+use std::ops::Range;
 
 use crate::sites::{BUILD_ID, ObjectSites, SiteKind};
 
 /// The first eight bytes of a table.
 pub const MAGIC: [u8; 8] = *b"PFSITES1";
+/// What a file with a table is called that lies beside the agent's image.
+pub const FILE_NAME: &str = "sites";
+/// Where the header says from which page of the file on the changed pages lie.
+pub const CHANGED_PAGES: Range<usize> = 12..16;
 /// Bytes before the first object.
 pub const HEADER_SIZE: usize = 16;
 /// Bytes of an object before its first site.
@@ -39,7 +48,8 @@ pub const ANY_NUMBER: u32 = 0xffff_ffff;
 /// The argument must come from [`sites`](crate::sites()), which refuses what does not fit here: a build-id is cut to 32
 /// bytes, an address to 32 bits.
 #[must_use]
-pub fn encode(objects: &[ObjectSites]) -> Vec<u8> {
+pub fn encode<'o>(objects: impl IntoIterator<Item = &'o ObjectSites>) -> Vec<u8> {
+    let objects: Vec<&ObjectSites> = objects.into_iter().collect();
     let sites: usize = objects.iter().map(|object| object.sites.len()).sum();
     let mut table = Vec::with_capacity(HEADER_SIZE + OBJECT_SIZE * objects.len() + SITE_SIZE * sites);
     table.extend(MAGIC);

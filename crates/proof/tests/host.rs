@@ -130,7 +130,7 @@ fn objdump_agrees() {
 fn the_table_holds_every_site() {
     let (Some(libc), Some(loader)) = (object(LIBC), object(LOADER)) else { return };
     let total = libc.sites.len() + loader.sites.len();
-    assert_eq!(encode(&[libc, loader]).len(), 16 + 2 * 40 + 16 * total);
+    assert_eq!(encode([&libc, &loader]).len(), 16 + 2 * 40 + 16 * total);
 }
 
 #[test]

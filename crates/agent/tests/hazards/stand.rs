@@ -71,6 +71,19 @@ impl Stand {
         Self { broker: Arc::new(Broker::start(settings).expect("a broker starts")), files, all }
     }
 
+    /// Changes a byte of each changed page of libc and the loader in the launcher's file, but not at a site.
+    pub(crate) fn damage_changed_code(&self) {
+        let path = self.files.sites();
+        let mut bytes = std::fs::read(&path).expect("the table is there");
+        let first = u32::from_le_bytes(bytes[12..16].try_into().expect("four bytes")) as usize;
+        assert!(first > 0, "there are changed pages");
+        // No site begins with the last byte of a page and ends there.
+        for page in bytes[first * 4096..].chunks_exact_mut(4096) {
+            page[4095] ^= 1;
+        }
+        std::fs::write(path, bytes).expect("the table is ours");
+    }
+
     /// This binary as a victim.
     pub(crate) fn command(&self, victim: &str) -> Command {
         let mut command = plain_command(victim);
