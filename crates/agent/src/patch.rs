@@ -27,9 +27,12 @@ use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
 
 /// Room for the trampolines of one object.
 const TRAMPOLINES: u64 = 2 * PAGE;
-/// What stays free above trampolines at their distance: there may be a stack, of which the kernel keeps mappings away half
-/// as far.
-const STACK: u64 = 256 << 20;
+/// What stays free above trampolines at their distance, for a stack that may be there: as much as it may grow, but at least
+/// this, since a program can raise its limit. Of 128 MiB that the kernel itself keeps free below a stack, where addresses are
+/// not random, this is what the distance leaves.
+const STACK: u64 = 64 << 20;
+/// At most this. The kernel lays out what is started without a limit so that its mappings are far from the stack.
+const STACK_MAX: u64 = 1 << 30;
 /// How far from an object's beginning they may lie: a jump reaches 2 GiB, and no libc is as long as the rest.
 const REACH: u64 = (2 << 30) - (64 << 20);
 const OBJECTS_MAX: usize = 4;
@@ -170,12 +173,14 @@ fn patch_object(
 }
 
 /// Room for trampolines within reach of a 32-bit jump of an object: above a mapping, in the gap that brings it nearest.
-/// At `wanted` if there is room, see [`abi::jump`]. There is one wherever a program has not filled 4 GiB around its libc; an allocator's arenas alone can take half a GiB.
+/// At `wanted` if there is room, see [`abi::jump`]. There is one wherever a program has not filled 4 GiB around its libc; an
+/// allocator's arenas alone can take half a GiB.
 /// Never below a mapping, since that could be a stack, and not above the heap, which grows too.
 fn room_near(near: u64, wanted: u64) -> Option<u64> {
     /// Another thread may take the gap first.
     const TRIES: usize = 16;
-    for _ in 0..TRIES {
+    let stack = stack_limit().clamp(STACK, STACK_MAX);
+    for attempt in 0..TRIES {
         let mut best = None;
         let mut behind = None;
         let mut at_distance = false;
@@ -184,10 +189,11 @@ fn room_near(near: u64, wanted: u64) -> Option<u64> {
         for_each_mapping(|line| {
             let gap = behind.replace(line.end).filter(|end| *end != heap);
             best = nearer(near, best, gap.and_then(|start| room_above(near, start, line.start)));
-            at_distance |= gap.is_some_and(|start| has_room(wanted, start, line.start));
+            at_distance |= gap.is_some_and(|start| has_room((wanted, stack), start, line.start));
         })
         .then_some(())?;
-        let place = if at_distance { wanted } else { best? };
+        // Once: what looks free above a stack is beyond the end of addresses.
+        let place = if at_distance && attempt == 0 { wanted } else { best? };
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
         let Ok(got) = (unsafe { sys::mmap(place, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }) else {
@@ -203,10 +209,19 @@ fn room_near(near: u64, wanted: u64) -> Option<u64> {
     None
 }
 
-/// Whether there is room at this place, in the gap from `start` to `end`.
-fn has_room(wanted: u64, start: u64, end: u64) -> bool {
+/// Whether there is room at this place, in the gap from `start` to `end`, and for a stack above it.
+fn has_room((wanted, stack): (u64, u64), start: u64, end: u64) -> bool {
     start.checked_add(PAGE).is_some_and(|start| start <= wanted)
-        && wanted.checked_add(TRAMPOLINES + STACK).is_some_and(|behind| behind <= end)
+        && wanted.checked_add(TRAMPOLINES + stack).is_some_and(|behind| behind <= end)
+}
+
+/// How far the stack may grow now, in bytes.
+fn stack_limit() -> u64 {
+    const RLIMIT_STACK: u64 = 3;
+    let mut limit = [0_u64; 2];
+    // SAFETY: the kernel writes the limits of this process.
+    let known = unsafe { sys!(nr::PRLIMIT64, 0, RLIMIT_STACK, 0, limit.as_mut_ptr() as u64) } == 0;
+    if known { limit[0] } else { 0 }
 }
 
 /// The lowest place for trampolines in the gap from `start` to `end`, if it is within reach of `near`. A page on either
@@ -403,5 +418,16 @@ mod tests {
         assert_eq!(room_above(near, u64::MAX, u64::MAX), None);
         assert_eq!(nearer(near, Some(near - 5), Some(near + 4)), Some(near + 4));
         assert_eq!(nearer(near, None, None), None);
+    }
+
+    #[test]
+    fn at_their_distance_trampolines_leave_the_stack_its_room() {
+        let (libc, top) = (0x7fff_f672_d000, 0x7fff_f800_0000);
+        let (wanted, stack) = (libc + DISTANCE, top + (128 << 20));
+        assert!(has_room((wanted, STACK), top, stack - (256 << 10)), "addresses that are not random");
+        assert!(!has_room((wanted, STACK_MAX), top, stack));
+        assert!(!has_room((wanted, STACK), wanted, stack), "a page must stay free");
+        assert!(has_room((wanted, STACK), wanted - PAGE, stack));
+        assert!(!has_room((u64::MAX, STACK), top, stack));
     }
 }

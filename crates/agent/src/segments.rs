@@ -7,7 +7,7 @@ use abi::place::Place;
 
 use crate::link;
 use crate::reserved::{Reserved, WINDOW, WINDOWS};
-use crate::sys::{PAGE, nr, sys};
+use crate::sys::{PAGE, advice, nr, sys};
 
 /// Segments that a helper can know at one time.
 pub(crate) const KNOWN_MAX: usize = 4096;
@@ -36,7 +36,7 @@ impl Segment {
 }
 
 /// A page of a segment that is needed on its own: reading it costs less than mapping its segment would.
-#[repr(align(64))]
+#[repr(align(4096))]
 struct Lone(UnsafeCell<[u8; PAGE as usize]>);
 
 // SAFETY: the helper has one thread, and only its own `Segments` gives the address away.
@@ -151,11 +151,15 @@ impl Segments {
         Some(address)
     }
 
-    /// Unmaps what was mapped for comparing. It would count as the program's memory, in its own eyes and in the
-    /// broker's, which keeps what is mapped.
+    /// Unmaps what was mapped for comparing, and gives back the page that was read. It would count as the program's
+    /// memory, in its own eyes and in the broker's, which keeps what is mapped; and it would be in its core dumps.
     pub(crate) fn close_views(&mut self) {
         self.views.iter_mut().for_each(View::close);
-        self.missed = None;
+        if self.missed.take().is_some() {
+            // Locked memory (mlockall) keeps the page, which does no harm.
+            // SAFETY: a page of its own that nothing refers to: who asked for it is done with it.
+            unsafe { sys!(nr::MADVISE, LONE.0.get() as u64, PAGE, advice::DONTNEED) };
+        }
     }
 }
 
