@@ -58,3 +58,55 @@ fn changed_pages(object: &ObjectSites, file: &[u8]) -> Result<Option<BTreeMap<u6
     }
     Ok(Some(pages))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Where the trampoline of a jump at an address lies, by the jump's bytes.
+    fn target(jump: &[u8], from: u64) -> Option<u64> {
+        let [0xe9, distance @ ..] = jump else { return None };
+        let distance = i32::from_le_bytes(distance.try_into().ok()?);
+        (from + jump.len() as u64).checked_add_signed(distance.into())
+    }
+
+    #[test]
+    fn changed_pages_are_the_file_s_but_for_jumps() {
+        let objects = crate::image::host_objects().unwrap();
+        let table = table_with_pages(&objects).unwrap();
+        let plain = proof::encode(objects.iter().map(|(sites, _)| sites));
+        assert_eq!(table[..CHANGED_PAGES.start], plain[..CHANGED_PAGES.start]);
+        assert_eq!(table[CHANGED_PAGES.end..plain.len()], plain[CHANGED_PAGES.end..]);
+        let first = u32::from_le_bytes(table[CHANGED_PAGES].try_into().unwrap()) as usize;
+        assert_eq!(first, plain.len().div_ceil(PAGE));
+        let mut pages = table.chunks(PAGE).skip(first);
+        for (object, file) in &objects {
+            let page_of = |address: u64| address - address % PAGE as u64;
+            let ends = object.sites.iter().flat_map(|site| [site.vaddr, site.vaddr + 4]);
+            let mut now: Vec<(u64, u8)> = Vec::new();
+            for start in ends.map(page_of).collect::<BTreeSet<u64>>() {
+                let before = proof::page(file, start).unwrap().unwrap();
+                let after = pages.next().expect("each page that a site touches is there");
+                for (address, (before, after)) in (start..).zip(before.iter().zip(after)) {
+                    let inside = object.sites.iter().any(|site| (site.vaddr..site.vaddr + 5).contains(&address));
+                    assert!(inside || before == after, "{address:#x}");
+                    now.push((address, *after));
+                }
+            }
+            let rooms: Vec<u64> = object
+                .sites
+                .iter()
+                .map(|site| {
+                    let at = now.binary_search_by_key(&site.vaddr, |(address, _)| *address).unwrap();
+                    let jump: Vec<u8> = now[at..at + 5].iter().map(|(_, byte)| *byte).collect();
+                    target(&jump, site.vaddr).unwrap()
+                })
+                .collect();
+            assert_eq!(rooms.first(), Some(&DISTANCE));
+            assert!(rooms.windows(2).all(|pair| pair[0] < pair[1] && pair[1] - pair[0] <= 144), "{rooms:?}");
+        }
+        assert!(pages.next().is_none());
+    }
+}

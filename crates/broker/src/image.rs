@@ -200,7 +200,7 @@ pub fn host_sites() -> Result<Vec<u8>, BrokerError> {
 }
 
 /// That libc and that loader: their sites, and what is in their files.
-fn host_objects() -> Result<Vec<Read>, BrokerError> {
+pub(crate) fn host_objects() -> Result<Vec<Read>, BrokerError> {
     let reason = |reason: String| BrokerError::Sites { reason };
     let maps = kernel::maps::read(kernel::Pid::this()).map_err(|error| reason(error.to_string()))?;
     let mut objects = Vec::new();
