@@ -5,9 +5,9 @@
 //! changed pages are equal in all of them: whoever launches programs makes these pages once, in a file, and the agent maps
 //! them. An agent whose room is elsewhere, since something else is there, changes copies of its own.
 
-/// How far above an object's link-time zero its trampolines lie: above the libraries that most programs have there, and
-/// half of the 128 MiB that the kernel keeps mappings away from the stack, at least.
-pub const DISTANCE: u64 = 64 << 20;
+/// How far below an object's link-time zero its trampolines lie. There the kernel maps nothing before a program has mapped
+/// so much, and where it maps from below, nothing at all. Above it would be the stack that lost room to grow.
+pub const DISTANCE: u64 = 1 << 30;
 
 /// Bytes of a site that a jump replaces.
 pub const JUMP: usize = 5;

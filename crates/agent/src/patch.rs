@@ -27,12 +27,11 @@ use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
 
 /// Room for the trampolines of one object.
 const TRAMPOLINES: u64 = 2 * PAGE;
-/// What stays free above trampolines at their distance, for a stack that may be there: as much as it may grow, but at least
-/// this, since a program can raise its limit. Of 128 MiB that the kernel itself keeps free below a stack, where addresses are
-/// not random, this is what the distance leaves.
-const STACK: u64 = 64 << 20;
-/// At most this. The kernel lays out what is started without a limit so that its mappings are far from the stack.
-const STACK_MAX: u64 = 1 << 30;
+/// What is free above trampolines at their distance: else a program has mapped most of what is between them and libc, and
+/// they would be in its way.
+const SPARE: u64 = 256 << 20;
+/// What is free below them where the heap is, which grows: of thousands of GiB, in the kernel's layouts.
+const HEAP: u64 = 64 << 30;
 /// How far from an object's beginning they may lie: a jump reaches 2 GiB, and no libc is as long as the rest.
 const REACH: u64 = (2 << 30) - (64 << 20);
 const OBJECTS_MAX: usize = 4;
@@ -123,18 +122,12 @@ impl Prepared {
         self.start = pages.checked_add(len).filter(|next| *next <= self.end)?;
         Some(pages)
     }
-
-    /// Gives back what is mapped and was not moved.
-    fn unmap(start: u64, len: u64) {
-        // SAFETY: mapped by `map`, and nobody has its address.
-        unsafe { sys!(nr::MUNMAP, start, len) };
-    }
 }
 
 impl Drop for Prepared {
     fn drop(&mut self) {
         if self.start < self.end {
-            Self::unmap(self.start, self.end - self.start);
+            unmap(self.start, self.end - self.start);
         }
     }
 }
@@ -149,7 +142,7 @@ fn patch_object(
     pagemap: i32,
     prepared: Option<Prepared>,
 ) -> bool {
-    let Some(start) = room_near(near, bias.wrapping_add(DISTANCE)) else { return false };
+    let Some(start) = room_near(near, bias.wrapping_sub(DISTANCE)) else { return false };
     if let Some(slot) = ROOMS.iter().find(|slot| slot.load(SeqCst) == 0) {
         slot.store(start, SeqCst);
     }
@@ -172,14 +165,13 @@ fn patch_object(
     replace_pages(&jumps[..count], pagemap, prepared)
 }
 
-/// Room for trampolines within reach of a 32-bit jump of an object: above a mapping, in the gap that brings it nearest.
-/// At `wanted` if there is room, see [`abi::jump`]. There is one wherever a program has not filled 4 GiB around its libc; an
-/// allocator's arenas alone can take half a GiB.
-/// Never below a mapping, since that could be a stack, and not above the heap, which grows too.
+/// Room for trampolines within reach of a 32-bit jump of an object: at `wanted` if that is in nobody's way, see
+/// [`abi::jump`]; else above a mapping, in the gap that brings it nearest. There is one wherever a program has not filled
+/// 4 GiB around its libc; an allocator's arenas alone can take half a GiB. Never right below a mapping, since that could be
+/// a stack, and not right above the heap, which grows too.
 fn room_near(near: u64, wanted: u64) -> Option<u64> {
     /// Another thread may take the gap first.
     const TRIES: usize = 16;
-    let stack = stack_limit().clamp(STACK, STACK_MAX);
     for attempt in 0..TRIES {
         let mut best = None;
         let mut behind = None;
@@ -187,41 +179,63 @@ fn room_near(near: u64, wanted: u64) -> Option<u64> {
         // SAFETY: asks for the end of the heap.
         let heap = sys::page_up(unsafe { sys!(nr::BRK, 0) } as u64);
         for_each_mapping(|line| {
-            let gap = behind.replace(line.end).filter(|end| *end != heap);
-            best = nearer(near, best, gap.and_then(|start| room_above(near, start, line.start)));
-            at_distance |= gap.is_some_and(|start| has_room((wanted, stack), start, line.start));
+            let gap = behind.replace(line.end);
+            let above_heap = gap == Some(heap);
+            let near_by = gap.filter(|_| !above_heap).and_then(|start| room_above(near, start, line.start));
+            best = nearer(near, best, near_by);
+            let below = if above_heap { HEAP } else { PAGE };
+            at_distance |= gap.is_some_and(|start| has_room(wanted, start.saturating_add(below), line.start));
         })
         .then_some(())?;
-        // Once: what looks free above a stack is beyond the end of addresses.
-        let place = if at_distance && attempt == 0 { wanted } else { best? };
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-        // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
-        let Ok(got) = (unsafe { sys::mmap(place, TRAMPOLINES, PROT_READ | PROT_WRITE, flags, -1, 0) }) else {
-            continue;
+        // Once: the kernel has its reasons to refuse a place.
+        let place = if at_distance && attempt == 0 {
+            fenced(wanted)
+        } else {
+            map_at(best?, TRAMPOLINES, PROT_READ | PROT_WRITE)
         };
-        if got == place {
-            return Some(got);
+        if place.is_some() {
+            return place;
         }
-        // A kernel that does not know the flag took it for a hint.
-        // SAFETY: mapped just now.
-        unsafe { sys!(nr::MUNMAP, got, TRAMPOLINES) };
     }
     None
 }
 
-/// Whether there is room at this place, in the gap from `start` to `end`, and for a stack above it.
-fn has_room((wanted, stack): (u64, u64), start: u64, end: u64) -> bool {
-    start.checked_add(PAGE).is_some_and(|start| start <= wanted)
-        && wanted.checked_add(TRAMPOLINES + stack).is_some_and(|behind| behind <= end)
+/// Maps trampolines between two pages that nobody can use: what the program maps beside them later, and may execute, would
+/// else become one mapping with them.
+fn fenced(place: u64) -> Option<u64> {
+    const NONE: u64 = 0;
+    let fence = map_at(place - PAGE, TRAMPOLINES + 2 * PAGE, NONE)?;
+    // SAFETY: mapped just now.
+    if unsafe { sys!(nr::MPROTECT, place, TRAMPOLINES, PROT_READ | PROT_WRITE) } == 0 {
+        return Some(place);
+    }
+    unmap(fence, TRAMPOLINES + 2 * PAGE);
+    None
 }
 
-/// How far the stack may grow now, in bytes.
-fn stack_limit() -> u64 {
-    const RLIMIT_STACK: u64 = 3;
-    let mut limit = [0_u64; 2];
-    // SAFETY: the kernel writes the limits of this process.
-    let known = unsafe { sys!(nr::PRLIMIT64, 0, RLIMIT_STACK, 0, limit.as_mut_ptr() as u64) } == 0;
-    if known { limit[0] } else { 0 }
+/// Maps anonymous memory at a place, if it is free.
+fn map_at(place: u64, len: u64, protection: u64) -> Option<u64> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: MAP_FIXED_NOREPLACE takes only what is free.
+    let got = unsafe { sys::mmap(place, len, protection, flags, -1, 0) }.ok()?;
+    if got == place {
+        return Some(got);
+    }
+    // A kernel that does not know the flag took it for a hint.
+    unmap(got, len);
+    None
+}
+
+/// Gives back what this file has mapped and nobody uses yet.
+fn unmap(start: u64, len: u64) {
+    // SAFETY: the caller's own mapping, whose address nobody else has.
+    unsafe { sys!(nr::MUNMAP, start, len) };
+}
+
+/// Whether there is room at this place, in the gap from `start` to `end`.
+fn has_room(wanted: u64, start: u64, end: u64) -> bool {
+    start.checked_add(PAGE).is_some_and(|start| start <= wanted)
+        && wanted.checked_add(TRAMPOLINES + SPARE).is_some_and(|behind| behind <= end)
 }
 
 /// The lowest place for trampolines in the gap from `start` to `end`, if it is within reach of `near`. A page on either
@@ -250,27 +264,38 @@ fn replace_pages(jumps: &[Jump], pagemap: i32, mut prepared: Option<Prepared>) -
         let pages = prepared.as_mut().and_then(|prepared| prepared.next(len));
         let shared = pages.filter(|pages| are_equal(first, *pages, len, jumps));
         if let (Some(pages), None) = (pages, shared) {
-            Prepared::unmap(pages, len);
+            unmap(pages, len);
         }
         let Some(changed) = shared.or_else(|| copy(first, len, jumps)) else { return false };
-        // After they were read: a trap that comes only now is not in what takes their place.
-        if !is_of_file(pagemap, first, len) {
-            return false;
-        }
-        let Some([start_word, end_word]) = PIECES.iter().find(|[start, _]| start.load(SeqCst) == 0) else {
-            return false;
-        };
-        // SAFETY: code with the same bytes but for the verified sites replaces the pages at once.
-        if failed(unsafe { sys!(nr::MREMAP, changed, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, first) }) {
-            return false;
-        }
+        let placed = place(changed, (first, end), pagemap);
         if shared.is_none() {
             crate::own::forget(changed);
         }
-        end_word.store(end, SeqCst);
-        start_word.store(first, SeqCst);
+        if !placed {
+            unmap(changed, len);
+            return false;
+        }
         done = next;
     }
+    true
+}
+
+/// Moves changed pages to where they belong, from `first` to `end`, and writes that down.
+fn place(changed: u64, (first, end): (u64, u64), pagemap: i32) -> bool {
+    let len = end - first;
+    // After they were read: a trap that comes only now is not in what takes their place.
+    if !is_of_file(pagemap, first, len) {
+        return false;
+    }
+    let Some([start_word, end_word]) = PIECES.iter().find(|[start, _]| start.load(SeqCst) == 0) else {
+        return false;
+    };
+    // SAFETY: code with the same bytes but for the verified sites replaces the pages at once.
+    if failed(unsafe { sys!(nr::MREMAP, changed, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, first) }) {
+        return false;
+    }
+    end_word.store(end, SeqCst);
+    start_word.store(first, SeqCst);
     true
 }
 
@@ -300,7 +325,12 @@ fn copy(first: u64, len: u64, jumps: &[Jump]) -> Option<u64> {
         unsafe { core::ptr::copy_nonoverlapping(jump.as_ptr(), (copy + (address - first)) as *mut u8, JUMP) };
     }
     // SAFETY: the copy's own pages; from here on they are code.
-    (unsafe { sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) } == 0).then_some(copy)
+    if unsafe { sys!(nr::MPROTECT, copy, len, PROT_READ | PROT_EXEC) } != 0 {
+        // SAFETY: nobody else has its address.
+        unsafe { sys::free(copy, len) };
+        return None;
+    }
+    Some(copy)
 }
 
 /// True if nobody has written to any of these pages, which were read just now: they are the file's.
@@ -421,13 +451,13 @@ mod tests {
     }
 
     #[test]
-    fn at_their_distance_trampolines_leave_the_stack_its_room() {
-        let (libc, top) = (0x7fff_f672_d000, 0x7fff_f800_0000);
-        let (wanted, stack) = (libc + DISTANCE, top + (128 << 20));
-        assert!(has_room((wanted, STACK), top, stack - (256 << 10)), "addresses that are not random");
-        assert!(!has_room((wanted, STACK_MAX), top, stack));
-        assert!(!has_room((wanted, STACK), wanted, stack), "a page must stay free");
-        assert!(has_room((wanted, STACK), wanted - PAGE, stack));
-        assert!(!has_room((u64::MAX, STACK), top, stack));
+    fn at_their_distance_trampolines_are_in_nobodys_way() {
+        let libc = 0x7fff_f672_d000;
+        let wanted = libc - DISTANCE;
+        assert!(has_room(wanted, 0x5555_5555_5000, libc - (8 << 20)));
+        assert!(!has_room(wanted, 0x5555_5555_5000, wanted + SPARE), "a program that has mapped much");
+        assert!(!has_room(wanted, wanted, libc), "a page must stay free");
+        assert!(has_room(wanted, wanted - PAGE, libc));
+        assert!(!has_room(u64::MAX, 0, u64::MAX));
     }
 }

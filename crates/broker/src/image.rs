@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -91,7 +91,9 @@ impl AgentFiles {
         }
         remove_left_behind(base);
         fs::DirBuilder::new().mode(0o755).create(&folder).map_err(fail(&folder))?;
-        let held = match lock(&folder) {
+        // Whatever the launcher's umask: members can be of another user.
+        let readable = fs::set_permissions(&folder, fs::Permissions::from_mode(0o755));
+        let held = match readable.and_then(|()| lock(&folder)) {
             Ok(held) => held,
             Err(error) => {
                 let _ = fs::remove_dir(&folder);
@@ -101,8 +103,9 @@ impl AgentFiles {
         let files = Self { folder, _held: held };
         for (path, content) in [(files.image(), IMAGE), (files.sites(), sites)] {
             let mut file = fs::OpenOptions::new();
-            let mut file = file.write(true).create_new(true).mode(0o644).open(&path).map_err(fail(&path))?;
+            let mut file = file.write(true).create_new(true).mode(0o444).open(&path).map_err(fail(&path))?;
             file.write_all(content).map_err(fail(&path))?;
+            file.set_permissions(fs::Permissions::from_mode(0o444)).map_err(fail(&path))?;
         }
         Ok(files)
     }

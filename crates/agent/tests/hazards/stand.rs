@@ -81,6 +81,8 @@ impl Stand {
         for page in bytes[first * 4096..].chunks_exact_mut(4096) {
             page[4095] ^= 1;
         }
+        // Nobody can write to the file as it is.
+        std::fs::remove_file(&path).expect("the folder is ours");
         std::fs::write(path, bytes).expect("the table is ours");
     }
 

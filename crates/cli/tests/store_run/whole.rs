@@ -40,6 +40,38 @@ fn workers_that_mark_nothing_are_merged_whole() {
     assert!(summary["bytes_saved_peak"].as_u64().unwrap() > 16 << 20, "{summary:#}");
 }
 
+/// Raises the limit of its stack, and needs nearly all of that.
+const DEEP: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+static __attribute__((noinline)) long down(int levels) {
+    volatile char frame[16000];
+    memset((char *)frame, levels, sizeof frame);
+    return levels == 0 ? 0 : down(levels - 1) + (frame[5] == (char)levels);
+}
+int main(void) {
+    struct rlimit limit = {120 << 20, 120 << 20};
+    if (setrlimit(RLIMIT_STACK, &limit)) return 2;
+    printf("%ld\n", down(7000));
+    return 0;
+}
+"#;
+
+/// What `sh` executes has the 128 MiB between its libraries and its stack that the kernel leaves, and no more. Seen to fail:
+/// the agent's code lay in the middle of them, and the program died.
+#[test]
+fn a_stack_may_grow_as_far_as_without_an_agent() {
+    if !can_merge() {
+        return;
+    }
+    let temp = Temp::new("deep");
+    let Some(program) = temp.compile("deep", DEEP, &["-O1"]) else { return };
+    let options = ["--scope", "all", "--layout", "shared"];
+    let run = run_with(&options, &["sh", "-c", "\"$0\"; echo $?", &program]).output().unwrap();
+    assert_eq!(text(&run.stdout), "7000\n0\n", "{}", said(&run));
+}
+
 /// A program that changes its mappings by its own system calls, and checks that it gets what it asked for.
 const RAW: &str = r#"
 #include <stdio.h>
