@@ -123,8 +123,8 @@ impl Prover<'_> {
                 Some(pieces) => pieces.iter().any(|piece| piece.intersect(&vma.range) == Some(vma.range)),
                 None => vma.range.len().0 <= TRAMPOLINES,
             };
-            let of_file = vma.inode != 0 && beside.as_deref() != Some(without_mark(vma.name.clone()).0.as_ref());
-            beside.is_none() || !is_own || vma.write || of_file
+            let of_other_file = vma.inode != 0 && beside.as_deref() != Some(without_mark(vma.name.clone()).0.as_ref());
+            beside.is_none() || !is_own || vma.write || of_other_file
         });
         if !memory.is_empty() {
             objects.push(compiled(&memory, &objects, exe.ok().as_deref()));
