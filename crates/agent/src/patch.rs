@@ -23,7 +23,7 @@ use crate::link;
 use crate::state::Start;
 use crate::stubs;
 use crate::sys::{self, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PAGE};
-use crate::sys::{PROT_EXEC, PROT_READ, PROT_WRITE, failed, nr, sys};
+use crate::sys::{PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE, failed, nr, sys};
 
 /// Room for the trampolines of one object.
 const TRAMPOLINES: u64 = 2 * PAGE;
@@ -203,8 +203,7 @@ fn room_near(near: u64, wanted: u64) -> Option<u64> {
 /// Maps trampolines between two pages that nobody can use: what the program maps beside them later, and may execute, would
 /// else become one mapping with them.
 fn fenced(place: u64) -> Option<u64> {
-    const NONE: u64 = 0;
-    let fence = map_at(place - PAGE, TRAMPOLINES + 2 * PAGE, NONE)?;
+    let fence = map_at(place - PAGE, TRAMPOLINES + 2 * PAGE, PROT_NONE)?;
     // SAFETY: mapped just now.
     if unsafe { sys!(nr::MPROTECT, place, TRAMPOLINES, PROT_READ | PROT_WRITE) } == 0 {
         return Some(place);

@@ -114,7 +114,7 @@ impl Prover<'_> {
             all.push(facts);
         }
         check_libcs(&all, &mut objects);
-        // The agent's patched sites lead to small pieces of code near libc and the loader, which nobody can write to; the
+        // The agent's patched sites lead to small pieces of code within reach of them, which nobody can write to; the
         // pages that they are in are copies, or those of a file beside the agent's. All of this is what the process says of
         // itself, as a gate is: the name of a file that it chose is no more evidence than its copies are.
         let beside = own.as_deref().map(|agent| agent.with_file_name(FILE_NAME));
