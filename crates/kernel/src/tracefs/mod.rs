@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -307,10 +308,18 @@ fn is_there(tracefs: &Tracefs, name: &str, folder: &OwnedFd) -> bool {
     named.is_ok_and(|named| held.is_ok_and(|held| held.st_ino == named.st_ino))
 }
 
+/// How long an instance is waited for that a child still holds open, and between two looks.
+const HELD: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(5);
+
 impl Drop for Instance {
     fn drop(&mut self) {
-        // Events are switched off with it. What fails here is found by whoever removes the dead.
-        let _ = self.tracefs.remove(&self.name);
+        // Another thread's child has copies of our open files until it executes its program, and the kernel does not
+        // remove what is open. Events are switched off with it. What fails here is found by whoever removes the dead.
+        let until = Instant::now() + HELD;
+        while self.tracefs.remove(&self.name) == Err(Errno::BUSY) && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
     }
 }
 

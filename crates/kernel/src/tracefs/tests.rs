@@ -1,4 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
 use super::*;
 
 fn tracefs() -> Option<Tracefs> {
@@ -93,6 +96,30 @@ fn marks_come_back_in_their_order_and_the_instance_goes() {
     drop(instance);
     let tracefs = Tracefs::open().unwrap();
     assert!(tracefs.lock(&name).is_err(), "it is gone");
+}
+
+/// Seen to fail without the wait: the instance stayed, as it did once in the test above beside others' children.
+#[test]
+fn an_instance_goes_although_a_child_has_copies_of_its_files_for_a_moment() {
+    let Some(tracefs) = tracefs() else { return };
+    let instance = Instance::create(tracefs).unwrap();
+    let name = instance.name().to_owned();
+    let marker = instance.marker().unwrap();
+    let mut child = Command::new("true");
+    // SAFETY: between fork and exec this only sleeps, which is allowed there.
+    unsafe {
+        child.pre_exec(|| {
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(())
+        });
+    }
+    // Spawning returns when the program has been executed, so that another thread waits for it.
+    let spawner = std::thread::spawn(move || child.status().unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    drop(marker);
+    drop(instance);
+    assert!(Tracefs::open().unwrap().lock(&name).is_err(), "it is gone");
+    assert!(spawner.join().unwrap().success());
 }
 
 #[test]
